@@ -1,0 +1,77 @@
+"""asyncstore: the event store you await, on Redis and Valkey."""
+
+from asyncstore.errors import (
+    AsyncStoreError,
+    ConfigurationError,
+    CorruptEvent,
+    CorruptPosition,
+    EventTooLarge,
+    InvalidName,
+    InvalidType,
+    InvalidValue,
+    OutcomeUnknown,
+    SequenceConflict,
+    StoreClosed,
+    StoreFull,
+    StoreUnavailable,
+    UnexpectedReply,
+    UnsafeServer,
+)
+from asyncstore.events import Events
+from asyncstore.positions import Positions
+from asyncstore.settings import Settings
+from asyncstore.snapshots import Snapshots
+from asyncstore.store import Store, open
+from asyncstore.values import (
+    ANY,
+    MAIN,
+    NEW,
+    Aggregate,
+    Appended,
+    Event,
+    Expected,
+    Loaded,
+    RecordedEvent,
+    Retention,
+    Snapshot,
+    Source,
+)
+
+__all__ = [  # noqa: RUF022 - grouped by topic
+    # the store
+    "open",
+    "Settings",
+    "Store",
+    "Events",
+    "Positions",
+    "Snapshots",
+    # values
+    "Aggregate",
+    "Event",
+    "RecordedEvent",
+    "Appended",
+    "Loaded",
+    "Snapshot",
+    "Source",
+    "Retention",
+    "Expected",
+    "ANY",
+    "MAIN",
+    "NEW",
+    # errors
+    "AsyncStoreError",
+    "ConfigurationError",
+    "CorruptEvent",
+    "CorruptPosition",
+    "EventTooLarge",
+    "InvalidName",
+    "InvalidType",
+    "InvalidValue",
+    "OutcomeUnknown",
+    "SequenceConflict",
+    "StoreClosed",
+    "StoreFull",
+    "StoreUnavailable",
+    "UnexpectedReply",
+    "UnsafeServer",
+]

@@ -1,0 +1,252 @@
+"""Looks after one embedded server: starts it, and stops it when its last user has gone.
+
+A program of its own, on the standard library alone, so that it outlives the process that started
+it and starts fast. It takes a plan, as JSON in its only argument:
+
+    command     the server's command line
+    data        the directory of the data
+    control     the socket on which users come and go
+    socket      the socket of the server
+    throw_away  whether the data goes with the server
+
+A user is an open connection to the control socket. It is told `ready` once the server answers, or
+`failed` when the server ended before; the reason is in the log, where the output of both goes. When
+the user hangs up, the keeper does too: at once if there are other users, and otherwise when the
+server has stopped.
+
+At most one server works on the data: keeper and server share a lock on `data/lock`, which the
+kernel keeps as long as one of them lives. A keeper that finds it taken leaves it to the keeper that
+answers on the control socket; if there is none, that one was killed, and the server it left behind
+is told to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_POLL_SECONDS = 0.005
+_LOCK_SECONDS = 90
+_ORPHAN_SECONDS = 2
+_FIRST_USER_SECONDS = 30
+_STOP_SECONDS = 60
+_LARGEST_LOG = 1 << 20
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argument: str) -> None:
+    """Take charge of the data and go on in the background, or return if another keeper has."""
+    plan = json.loads(argument)
+    os.umask(0o077)
+    lock = _take_lock(plan)
+    if lock is None:
+        return
+    control = _listen(plan["control"])
+    if os.fork() == 0:
+        os.setsid()
+        _rotate_log(Path(plan["data"]))
+        Keeper(plan, lock, control).run()
+        os._exit(0)
+
+
+def _take_lock(plan: dict[str, Any]) -> int | None:
+    lock = os.open(Path(plan["data"]) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    started = time.monotonic()
+    asked = False
+    while time.monotonic() < started + _LOCK_SECONDS:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if _talk(plan["control"]):
+                return None
+            if not asked and time.monotonic() > started + _ORPHAN_SECONDS:
+                asked = True
+                _talk(plan["socket"], b"SHUTDOWN")
+            time.sleep(_POLL_SECONDS)
+        else:
+            return lock
+    sys.exit(f"{plan['data']} is still in use by a server that nobody looks after")
+
+
+def _listen(path: str) -> socket.socket:
+    Path(path).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+def _talk(path: str, command: bytes | None = None) -> bytes:
+    """Return what the socket answers to a command; something for a mere connection; or nothing."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1)
+        try:
+            connection.connect(path)
+            if command is None:
+                return b"connected"
+            connection.sendall(b"*1\r\n$%d\r\n%s\r\n" % (len(command), command))
+            return connection.recv(64)
+        except OSError:
+            return b""
+
+
+def _rotate_log(data: Path) -> None:
+    log = data / "server.log"
+    if log.stat().st_size > _LARGEST_LOG:
+        log.rename(data / "server.log.1")
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+class Keeper:
+    """The server, its users, and what is to be done when either ends."""
+
+    def __init__(self, plan: dict[str, Any], lock: int, control: socket.socket) -> None:
+        self._plan = plan
+        self._lock = lock
+        self._control = control
+        self._users: set[socket.socket] = set()
+        self._last_user: socket.socket | None = None
+        self._ready = False
+        self._stopping = False
+        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ, self._welcome)
+        self._watch_signals()
+
+    def run(self) -> None:
+        """Keep the server until the last user has gone."""
+        patience = time.monotonic() + _FIRST_USER_SECONDS
+        self._server = self._start()
+        while not self._stopping:
+            waiting = not self._ready or not self._users
+            for key, _ in self._selector.select(_POLL_SECONDS if waiting else None):
+                key.data(key.fileobj)
+            if self._server.poll() is not None and not self._restart():
+                return
+            if not self._ready and _talk(self._plan["socket"], b"PING").startswith(b"+PONG"):
+                self._ready = True
+                self._tell(b"ready\n")
+            if not self._users and time.monotonic() > patience:
+                self._stopping = True
+        self._stop()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - the server that we were asked to keep
+            self._plan["command"],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[self._lock],
+            cwd=self._plan["data"],
+            preexec_fn=self._die_with_keeper,
+        )
+
+    def _die_with_keeper(self) -> None:
+        """Have the kernel end the server when the keeper is killed, where it can (Linux)."""
+        if self._libc is not None:
+            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def _restart(self) -> bool:
+        """Start a server anew that was ready once. One that never was won't be the next time."""
+        if self._ready:
+            self._ready = False
+            self._server = self._start()
+            return True
+        deadline = time.monotonic() + _FIRST_USER_SECONDS
+        while not self._users and time.monotonic() < deadline:
+            self._selector.select(_POLL_SECONDS)
+            self._welcome(self._control)
+        self._tell(b"failed\n")
+        self._clean_up()
+        return False
+
+    def _stop(self) -> None:
+        self._control.close()
+        Path(self._plan["control"]).unlink(missing_ok=True)
+        self._server.terminate()
+        try:
+            self._server.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It can't save its RDB. What it appended to the AOF is with the kernel already.
+            self._server.kill()
+            self._server.wait()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        for name in ("control", "socket"):
+            Path(self._plan[name]).unlink(missing_ok=True)
+        if self._plan["throw_away"]:
+            shutil.rmtree(self._plan["data"], ignore_errors=True)
+
+    # Users and signals
+
+    def _welcome(self, control: socket.socket) -> None:
+        while True:
+            try:
+                user, _ = control.accept()
+            except BlockingIOError:
+                return
+            user.setblocking(False)
+            self._users.add(user)
+            self._selector.register(user, selectors.EVENT_READ, self._hear)
+            if self._ready:
+                self._send(user, b"ready\n")
+
+    def _hear(self, user: socket.socket) -> None:
+        try:
+            if user.recv(64):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # it was killed, which is a good-bye too
+        self._selector.unregister(user)
+        self._users.remove(user)
+        self._welcome(self._control)
+        if self._users:
+            user.close()
+        else:
+            self._last_user = user  # hung up when this process ends, after the server
+            self._stopping = True
+
+    def _tell(self, word: bytes) -> None:
+        for user in self._users:
+            self._send(user, word)
+
+    def _send(self, user: socket.socket, word: bytes) -> None:
+        with contextlib.suppress(OSError):  # it may have hung up; that is heard in its turn
+            user.send(word)
+
+    def _watch_signals(self) -> None:
+        receiver, sender = socket.socketpair()
+        receiver.setblocking(False)
+        sender.setblocking(False)
+        signal.set_wakeup_fd(sender.fileno())
+        self._signals = (receiver, sender)
+        self._selector.register(receiver, selectors.EVENT_READ, self._hear_signal)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _hear_signal(self, receiver: socket.socket) -> None:
+        if signal.SIGTERM in receiver.recv(64):
+            self._stopping = True
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,230 @@
+"""Every error that asyncstore raises, under one base class.
+
+An error carries its facts as fields and builds its own message from them. No message holds event
+data or a password. All of them can be pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncstore.values import Aggregate, Expected
+
+
+@dataclass(eq=False)
+class AsyncStoreError(Exception):
+    """The base of all errors of this package."""
+
+    def __reduce__(self) -> tuple[type[AsyncStoreError], tuple[Any, ...]]:
+        fields = dataclasses.fields(self)
+        return type(self), tuple(getattr(self, field.name) for field in fields)
+
+
+# What the caller gave
+
+
+@dataclass(eq=False)
+class InvalidName(AsyncStoreError, ValueError):
+    """A domain, edition, handler or root that can't be used. Nothing was sent."""
+
+    part: str
+    value: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.value!r} can't be used: {self.why}"
+
+
+@dataclass(eq=False)
+class InvalidValue(AsyncStoreError, ValueError):
+    """An argument of the right type with a value that makes no sense. Nothing was sent."""
+
+    argument: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.why}"
+
+
+@dataclass(eq=False)
+class InvalidType(AsyncStoreError, TypeError):
+    """An argument of a type that can't be used. Nothing was sent."""
+
+    argument: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.why}"
+
+
+@dataclass(eq=False)
+class EventTooLarge(AsyncStoreError, ValueError):
+    """An event, or a list of events, beyond what the settings allow. Nothing was sent.
+
+    `setting` names the limit, `index` the place of the event in the list (None: the list itself).
+    """
+
+    setting: str
+    limit: int
+    actual: int
+    index: int | None = None
+
+    def __str__(self) -> str:
+        what = "the append" if self.index is None else f"the event at index {self.index}"
+        unit = "bytes" if self.setting.endswith("bytes") else "events"
+        return (
+            f"{what} has {self.actual} {unit}, and {self.setting} is {self.limit}: "
+            f"write less at once, or raise {self.setting} in the settings"
+        )
+
+
+@dataclass(eq=False)
+class ConfigurationError(AsyncStoreError, ValueError):
+    """The configuration can't be used. `key` names the setting, `source` where it stands."""
+
+    key: str
+    why: str
+    source: str = "the arguments"
+
+    def __str__(self) -> str:
+        return f"{self.key} in {self.source}: {self.why}"
+
+
+# What the store found
+
+
+@dataclass(eq=False)
+class SequenceConflict(AsyncStoreError):
+    """Somebody else appended first; nothing was written.
+
+    `actual` is the sequence that the aggregate's next event will get.
+    """
+
+    aggregate: Aggregate
+    expected: Expected
+    actual: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.aggregate}: expected to append at sequence {self.expected}, but the next "
+            f"sequence is {self.actual}. Read what is new, decide again, and append with "
+            f"expected={self.actual}"
+        )
+
+
+@dataclass(eq=False)
+class CorruptEvent(AsyncStoreError):
+    """What stands at `sequence` of the sorted set `key` is not an event of this store.
+
+    The other events stay readable: `read(aggregate, stop=error.sequence)` gives the ones before,
+    `read(aggregate, start=error.sequence + 1)` the ones after.
+    """
+
+    key: str
+    sequence: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.key}, sequence {self.sequence}: {self.why}"
+
+
+@dataclass(eq=False)
+class CorruptPosition(AsyncStoreError):
+    """What stands at `key` is not a position. `positions.put` sets it anew."""
+
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: it is not a position; put one to set it anew"
+
+
+# What the server is, or did
+
+
+@dataclass(eq=False)
+class UnsafeServer(AsyncStoreError):
+    """The server may throw histories away by itself: its eviction policy is not `noeviction`."""
+
+    where: str
+    policy: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where} evicts keys (maxmemory-policy {self.policy}), and would delete whole "
+            f"histories when its memory is full. Set maxmemory-policy to noeviction, or "
+            f"allow_eviction=True if losing events is fine"
+        )
+
+
+@dataclass(eq=False)
+class StoreUnavailable(AsyncStoreError):
+    """The server can't be used now. Nothing was written."""
+
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+@dataclass(eq=False)
+class OutcomeUnknown(AsyncStoreError):
+    """The request was sent and no answer came: it may have been carried out, or not.
+
+    Read the aggregate to find out; for an append, look for the id of its first event.
+    """
+
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}; whether the change was made is not known, read to see"
+
+
+@dataclass(eq=False)
+class StoreFull(AsyncStoreError):
+    """The server's memory limit is reached. Nothing was written, reads go on."""
+
+    where: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where} is out of memory: nothing was written. "
+            f"Raise its maxmemory, or delete what is not needed"
+        )
+
+
+_HINTS = {
+    "NOPERM": "its ACL does not allow this user a command or a key that the store needs",
+    "WRONGTYPE": "a key holds another kind of value; does something else use the same key_prefix?",
+}
+
+
+@dataclass(eq=False)
+class UnexpectedReply(AsyncStoreError):
+    """The server refused a command for a reason that the driver has no name for.
+
+    `code` is the first word of the server's answer; the rest may hold data and is left out.
+    """
+
+    where: str
+    command: str
+    code: str
+
+    def __str__(self) -> str:
+        hint = _HINTS.get(self.code)
+        text = f"{self.where} answered {self.command} with the error {self.code}"
+        return f"{text}: {hint}" if hint else text
+
+
+@dataclass(eq=False)
+class StoreClosed(AsyncStoreError):
+    """The store was used before `async with`, after it, or from another event loop."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return self.why

@@ -1,0 +1,358 @@
+"""Appending and reading the events of aggregates, and listing what there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from asyncstore import codec, scripts
+from asyncstore.errors import (
+    CorruptEvent,
+    EventTooLarge,
+    InvalidName,
+    InvalidType,
+    InvalidValue,
+    SequenceConflict,
+)
+from asyncstore.names import check_name, check_sequence, check_whole_number
+from asyncstore.snapshots import decode_or_warn
+from asyncstore.values import (
+    ANY,
+    MAIN,
+    Aggregate,
+    Appended,
+    Event,
+    Expected,
+    Loaded,
+    RecordedEvent,
+    check_expected,
+    check_moment,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from datetime import datetime
+
+    from asyncstore.keys import Keys
+    from asyncstore.transport import Transport
+
+_PAGE_EVENTS: Final = 5000  # a page is bounded in bytes too, see page.lua
+_PAGE_NAMES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one append may hold; see Settings."""
+
+    max_event_bytes: int
+    max_append_events: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Which events of an aggregate are wanted, in which order. Checked when it is made."""
+
+    aggregate: Aggregate
+    start: int = 0
+    stop: int | None = None
+    limit: int | None = None
+    reverse: bool = False
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        _check_main(self.aggregate)
+        check_sequence("start", self.start)
+        if self.stop is not None and check_sequence("stop", self.stop) < self.start:
+            raise InvalidValue("stop", f"{self.stop} is before start, {self.start}")
+        if self.limit is not None:
+            check_whole_number("limit", self.limit)
+        if self.until is not None:
+            check_moment("until", self.until)
+
+    def is_empty(self) -> bool:
+        return self.limit == 0 or self.start == self.stop
+
+    def after(self, sequence: int) -> _Range:
+        """Return what is left when everything up to `sequence` has been looked at."""
+        if self.reverse:
+            return replace(self, stop=max(sequence, self.start))
+        return replace(self, start=sequence + 1)
+
+    def arguments(self) -> list[str | int]:
+        """Return the ARGV of read.lua."""
+        return [
+            self.start,
+            "+inf" if self.stop is None else f"({self.stop}",
+            _PAGE_EVENTS if self.limit is None else min(self.limit, _PAGE_EVENTS),
+            "backwards" if self.reverse else "",
+            "" if self.until is None else codec.to_microseconds(self.until),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The events of a store."""
+
+    _transport: Transport
+    _keys: Keys
+    _limits: Limits
+
+    async def append(
+        self, aggregate: Aggregate, events: Iterable[Event], *, expected: Expected
+    ) -> Appended:
+        """Append events to an aggregate: all of them or none, in one atomic step.
+
+        `expected` is the sequence that the first of them must get: NEW for an aggregate without
+        events, a number, or ANY. If the aggregate is not there, `SequenceConflict` and nothing is
+        written. An empty list writes nothing and succeeds, whatever is expected.
+
+        Raises `EventTooLarge` for what the settings forbid, `InvalidType` and `InvalidValue` for
+        what can't be stored, before anything is sent; `StoreUnavailable` and `StoreFull` when
+        nothing was written, `OutcomeUnknown` when the answer was lost.
+        """
+        _check_main(aggregate)
+        check_expected(expected)
+        batch = _check_batch(events)
+        if not batch:
+            end = await self.next_sequence(aggregate)
+            return Appended(end, end - 1)
+        arguments = [aggregate.domain, aggregate.edition, aggregate.root]
+        arguments.append("" if expected is ANY else str(expected))
+        outcome, sequence = await self._transport.run(
+            scripts.APPEND,
+            [self._keys.events(aggregate), *self._index_keys(aggregate), self._keys.commits()],
+            [*arguments, *self._encode(batch)],
+        )
+        if outcome == b"conflict":
+            raise SequenceConflict(aggregate, expected, sequence)
+        return Appended(sequence, sequence + len(batch) - 1)
+
+    async def read(
+        self,
+        aggregate: Aggregate,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        until: datetime | None = None,
+    ) -> list[RecordedEvent]:
+        """Return events of an aggregate in the order of their sequences; [] for an unknown one.
+
+        `start` is the first sequence, `stop` the one after the last, `limit` the most events to
+        return, counted from the end with `reverse`, which also turns the order around. `until`
+        leaves out what happened after that moment. Raises `CorruptEvent` for a member that is not
+        an event, and where an event is missing.
+        """
+        wanted = _Range(aggregate, start, stop, limit, reverse, until)
+        return [event async for page in self._pages(wanted) for event in page]
+
+    def stream(
+        self,
+        aggregate: Aggregate,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        until: datetime | None = None,
+    ) -> AsyncIterator[RecordedEvent]:
+        """Iterate over what `read` returns, page by page: about a megabyte at a time in memory."""
+        return self._stream(_Range(aggregate, start, stop, limit, reverse, until))
+
+    async def next_sequence(self, aggregate: Aggregate) -> int:
+        """Return the sequence that the next event will get: 0 for an unknown aggregate."""
+        _check_main(aggregate)
+        count: int = await self._transport.command("ZCARD", self._keys.events(aggregate))
+        return count
+
+    async def load(self, aggregate: Aggregate) -> Loaded:
+        """Return the newest snapshot, the events after it and the next sequence, as of one moment.
+
+        One round trip, unless there is more than a megabyte of events, or a snapshot that can't
+        be decoded: a warning is logged then, and all events are read.
+        """
+        _check_main(aggregate)
+        next_sequence, fields, page = await self._transport.run(
+            scripts.LOAD,
+            [self._keys.events(aggregate), self._keys.snapshots(aggregate)[0]],
+            [_PAGE_EVENTS],
+        )
+        snapshot = decode_or_warn(aggregate, fields)
+        if fields and snapshot is None:
+            return Loaded(None, await self.read(aggregate, stop=next_sequence), next_sequence)
+        start = 0 if snapshot is None else snapshot.sequence + 1
+        wanted = _Range(aggregate, start, max(start, next_sequence))
+        events = await self._decode_page(wanted, page[1:])
+        if page[0]:
+            rest = wanted.after(int(page[0]))
+            events += [event async for more in self._pages(rest) for event in more]
+        return Loaded(snapshot, events, next_sequence)
+
+    async def delete(self, aggregate: Aggregate) -> int:
+        """Erase an aggregate: events, snapshots, positions, index entries, in one atomic step.
+
+        Returns how many events there were; 0 for an unknown one. Its next event gets sequence 0.
+        """
+        _check_main(aggregate)
+        handlers: list[bytes] = []
+        while True:
+            names = [name.decode() for name in handlers]
+            outcome, *rest = await self._transport.run(
+                scripts.DELETE,
+                [
+                    self._keys.events(aggregate),
+                    *self._keys.snapshots(aggregate),
+                    self._keys.handlers(aggregate),
+                    *self._index_keys(aggregate),
+                    *(self._keys.position(name, aggregate) for name in names),
+                ],
+                [aggregate.domain, aggregate.edition, aggregate.root, *names],
+            )
+            if outcome == b"ok":
+                return int(rest[0])
+            handlers = rest
+
+    def domains(self) -> AsyncIterator[str]:
+        """Iterate over the domains that have events, in alphabetical order."""
+        return self._names(self._keys.domains())
+
+    def editions(self, domain: str) -> AsyncIterator[str]:
+        """Iterate over the editions of a domain that have events, in alphabetical order."""
+        return self._names(self._keys.editions(check_name("domain", domain)))
+
+    def roots(self, domain: str, *, edition: str = MAIN) -> AsyncIterator[str]:
+        """Iterate over the roots of a domain, each once, least recently appended to first.
+
+        A root that is there from beginning to end is never missed, also while others write. The
+        names that were given out are remembered until the end of the iteration.
+        """
+        check_name("edition", edition)
+        return self._roots(self._keys.roots(check_name("domain", domain), edition))
+
+    # Writing
+
+    def _index_keys(self, aggregate: Aggregate) -> list[str]:
+        return [
+            self._keys.roots(aggregate.domain, aggregate.edition),
+            self._keys.editions(aggregate.domain),
+            self._keys.domains(),
+        ]
+
+    def _encode(self, batch: list[Event]) -> list[bytes]:
+        if len(batch) > self._limits.max_append_events:
+            raise EventTooLarge("max_append_events", self._limits.max_append_events, len(batch))
+        arguments: list[bytes] = []
+        for index, event in enumerate(batch):
+            time, member = codec.encode_event(event)
+            if len(member) > self._limits.max_event_bytes:
+                limit = self._limits.max_event_bytes
+                raise EventTooLarge("max_event_bytes", limit, len(member), index)
+            arguments += (time, member)
+        return arguments
+
+    # Reading
+
+    async def _pages(self, wanted: _Range) -> AsyncIterator[list[RecordedEvent]]:
+        while not wanted.is_empty():
+            keys = [self._keys.events(wanted.aggregate)]
+            looked_at, *members = await self._transport.run(scripts.READ, keys, wanted.arguments())
+            events = await self._decode_page(wanted, members)
+            yield events
+            if not looked_at:
+                return
+            wanted = wanted.after(int(looked_at))
+            if wanted.limit is not None:
+                wanted = replace(wanted, limit=wanted.limit - len(events))
+
+    async def _stream(self, wanted: _Range) -> AsyncIterator[RecordedEvent]:
+        async for page in self._pages(wanted):
+            for event in page:
+                yield event
+
+    async def _decode_page(self, wanted: _Range, members: list[bytes]) -> list[RecordedEvent]:
+        events: list[RecordedEvent] = []
+        place = None if wanted.reverse else wanted.start
+        for member in members:
+            try:
+                event = codec.decode_event(wanted.aggregate, member)
+            except codec.Undecodable as error:
+                raise await self._corrupt(wanted, member, str(error)) from None
+            if wanted.until is not None:
+                # The script compares doubles; here it is exact.
+                if event.time <= wanted.until:
+                    events.append(event)
+                continue
+            if place is not None and event.sequence != place:
+                raise await self._misplaced(wanted, member, place)
+            place = event.sequence + (-1 if wanted.reverse else 1)
+            events.append(event)
+        return events
+
+    async def _corrupt(self, wanted: _Range, member: bytes, why: str) -> CorruptEvent:
+        return CorruptEvent(
+            self._keys.events(wanted.aggregate), await self._score(wanted, member), why
+        )
+
+    async def _misplaced(self, wanted: _Range, member: bytes, place: int) -> CorruptEvent:
+        why = "the event is missing"
+        if await self._score(wanted, member) == place:
+            why = "its header names another sequence"
+        return CorruptEvent(self._keys.events(wanted.aggregate), place, why)
+
+    async def _score(self, wanted: _Range, member: bytes) -> int:
+        key = self._keys.events(wanted.aggregate)
+        score = await self._transport.command("ZSCORE", key, member)
+        return int(float(score)) if score else -1
+
+    # Listing
+
+    async def _names(self, key: str) -> AsyncIterator[str]:
+        start = b"-"
+        while True:
+            page: list[bytes] = await self._transport.command(
+                "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, _PAGE_NAMES
+            )
+            for name in page:
+                yield name.decode()
+            if len(page) < _PAGE_NAMES:
+                return
+            start = b"(" + page[-1]
+
+    async def _roots(self, key: str) -> AsyncIterator[str]:
+        # An append moves its root to the end of the index. So a root may come by again, but it
+        # can't slip past: what is before the place we have come to was given out.
+        given: set[bytes] = set()
+        start = b"-inf"
+        while True:
+            page: list[bytes] = await self._transport.command(
+                "ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", 0, _PAGE_NAMES, "WITHSCORES"
+            )
+            for root in page[::2]:
+                if root not in given:
+                    given.add(root)
+                    yield root.decode()
+            if len(page) < 2 * _PAGE_NAMES:
+                return
+            start = b"(" + page[-1]
+
+
+def _check_main(aggregate: Aggregate) -> None:
+    if not isinstance(aggregate, Aggregate):
+        raise InvalidType("aggregate", f"an Aggregate, not {type(aggregate).__name__}")
+    if aggregate.edition != MAIN:
+        why = f"this version keeps events on the edition {MAIN!r} only"
+        raise InvalidName("edition", aggregate.edition, why)
+
+
+def _check_batch(events: Iterable[Event]) -> list[Event]:
+    try:
+        batch = list(events)
+    except TypeError:
+        why = f"a list of Event is wanted, not {type(events).__name__}"
+        raise InvalidType("events", why) from None
+    for index, event in enumerate(batch):
+        if not isinstance(event, Event):
+            why = f"at index {index} is a {type(event).__name__}, an Event is wanted"
+            raise InvalidType("events", why)
+    return batch

@@ -1,0 +1,45 @@
+#!lua
+-- Appends events to one aggregate: all of them, or none.
+-- KEYS: events, roots, editions, domains, commits (see keys.py)
+-- ARGV: domain, edition, root,
+--       expected: the sequence that the first event must get, or '' for any,
+--       then two for each event: its time in microseconds ('' for the server's time),
+--       and what follows the time in its member (see codec.py)
+-- Reply: {'ok', first sequence} or {'conflict', next sequence}
+local events, roots, editions, domains, commits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local domain, edition, root, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local FIRST_EVENT = 5
+local EVENTS_A_CALL = 1000 -- unpack fails somewhere below 8,000 values
+
+local next_sequence = redis.call('ZCARD', events)
+if expected ~= '' and tonumber(expected) ~= next_sequence then
+  return { 'conflict', next_sequence }
+end
+
+local clock = redis.call('TIME')
+local now = clock[1] .. string.format('%06d', clock[2])
+
+-- The indexes first and the events last: an index may name too much, never too little. The
+-- events can't fail any more, ZCARD has seen that their key is a sorted set.
+local commit = redis.call('INCR', commits)
+if redis.call('ZADD', roots, commit, root) == 1 then
+  redis.call('ZADD', editions, 0, edition)
+  redis.call('ZADD', domains, 0, domain)
+end
+
+local sequence = next_sequence
+for first = FIRST_EVENT, #ARGV, 2 * EVENTS_A_CALL do
+  local members = {}
+  for place = first, math.min(first + 2 * EVENTS_A_CALL, #ARGV) - 1, 2 do
+    local score = string.format('%.0f', sequence)
+    local time = ARGV[place]
+    if time == '' then
+      time = now
+    end
+    members[#members + 1] = score
+    members[#members + 1] = '[' .. score .. ',' .. time .. ',' .. ARGV[place + 1]
+    sequence = sequence + 1
+  end
+  redis.call('ZADD', events, unpack(members))
+end
+return { 'ok', next_sequence }

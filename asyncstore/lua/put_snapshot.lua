@@ -1,0 +1,42 @@
+#!lua
+-- Keeps a snapshot of an aggregate. The newest is a hash; an older one never takes its place.
+-- KEYS: newest, kept, recent (see keys.py)
+-- ARGV: sequence, retention ('default', 'persist', 'transient'), encoding, state,
+--       how many older ones of retention default stay
+-- Reply: {'ok'}
+local newest, kept, recent = KEYS[1], KEYS[2], KEYS[3]
+local sequence, retention, encoding, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local recent_stay = tonumber(ARGV[5])
+
+local function keep(old)
+  local place = ({ persist = kept, default = recent })[old.retention]
+  if not place then
+    return
+  end
+  redis.call('ZREMRANGEBYSCORE', place, old.sequence, old.sequence)
+  local head = string.format('[%s,%s,"%s","%s"]\n', old.sequence, old.time, old.retention, old.encoding)
+  redis.call('ZADD', place, old.sequence, head .. old.state)
+  redis.call('ZREMRANGEBYRANK', recent, 0, -recent_stay - 1)
+end
+
+-- Their types are checked before the first write.
+redis.call('ZCARD', kept)
+redis.call('ZCARD', recent)
+local fields = redis.call('HMGET', newest, 'sequence', 'time', 'retention', 'encoding', 'state')
+local current = { sequence = fields[1], time = fields[2], retention = fields[3], encoding = fields[4], state = fields[5] }
+local readable = tonumber(current.sequence or '') and current.time and current.retention and current.encoding and current.state
+
+local clock = redis.call('TIME')
+local now = clock[1] .. string.format('%06d', clock[2])
+local put = { sequence = sequence, time = now, retention = retention, encoding = encoding, state = state }
+
+if readable and tonumber(sequence) < tonumber(current.sequence) then
+  keep(put)
+  return { 'ok' }
+end
+if readable and tonumber(sequence) > tonumber(current.sequence) then
+  keep(current)
+end
+redis.call('UNLINK', newest)
+redis.call('HSET', newest, 'sequence', sequence, 'time', now, 'retention', retention, 'encoding', encoding, 'state', state)
+return { 'ok' }

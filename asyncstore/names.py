@@ -1,0 +1,73 @@
+"""Which names can be part of a key, and which numbers can be a sequence.
+
+Names never hold what separates the parts of a key (`:`), and a root never holds what marks the
+hash tag (`{`, `}`), so no two aggregates can share a key.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from asyncstore.errors import InvalidName, InvalidType, InvalidValue
+
+MAX_NAME = 128  # characters
+MAX_ROOT = 512  # bytes of UTF-8
+MAX_SEQUENCE = 2**53 - 1
+"""The largest sequence: scores of a sorted set are doubles, exact up to here."""
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def check_name(part: str, value: str) -> str:
+    """Return `value` if it can name a domain, an edition or a handler; `part` says which."""
+    _check_is_str(part, value)
+    if not value:
+        raise InvalidName(part, value, "it is empty")
+    if len(value) > MAX_NAME:
+        shown = value[:40] + "…"
+        raise InvalidName(part, shown, f"it has {len(value)} characters, {MAX_NAME} are allowed")
+    if not _NAME.fullmatch(value):
+        raise InvalidName(part, value, "only letters A-Z a-z, digits, '.', '_' and '-' are allowed")
+    return value
+
+
+def check_root(value: str) -> str:
+    """Return `value` if it can be the root of an aggregate."""
+    _check_is_str("root", value)
+    if not value:
+        raise InvalidName("root", value, "it is empty")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidName("root", value, "it has a lone surrogate, which is not a text") from None
+    if size > MAX_ROOT:
+        shown = value[:40] + "…"
+        raise InvalidName("root", shown, f"it has {size} bytes of UTF-8, {MAX_ROOT} are allowed")
+    if "{" in value or "}" in value:
+        raise InvalidName("root", value, "braces are kept for the cluster's hash tag")
+    if not value.isprintable() and any(unicodedata.category(char) == "Cc" for char in value):
+        raise InvalidName("root", value, "it has a control character")
+    return value
+
+
+def check_sequence(argument: str, value: int) -> int:
+    """Return `value` if it is a whole number that can be a sequence."""
+    check_whole_number(argument, value)
+    if value > MAX_SEQUENCE:
+        raise InvalidValue(argument, f"{value} is beyond the largest sequence, {MAX_SEQUENCE}")
+    return value
+
+
+def check_whole_number(argument: str, value: int) -> int:
+    """Return `value` if it is an int, not a bool, and not negative."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidType(argument, f"a whole number is wanted, not {type(value).__name__}")
+    if value < 0:
+        raise InvalidValue(argument, f"{value} is negative")
+    return value
+
+
+def _check_is_str(part: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidName(part, f"<{type(value).__name__}>", "a str is wanted")

@@ -1,0 +1,51 @@
+"""How far each handler has come in each aggregate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asyncstore import scripts
+from asyncstore.errors import CorruptPosition
+from asyncstore.names import check_name, check_sequence
+
+if TYPE_CHECKING:
+    from asyncstore.keys import Keys
+    from asyncstore.transport import Transport
+    from asyncstore.values import Aggregate
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The positions of a store. A position is the last sequence that a handler has processed."""
+
+    _transport: Transport
+    _keys: Keys
+
+    async def get(self, handler: str, aggregate: Aggregate) -> int | None:
+        """Return the position, or None where the handler has none. 0 is a position."""
+        key = self._keys.position(check_name("handler", handler), aggregate)
+        value: bytes | None = await self._transport.command("GET", key)
+        if value is None:
+            return None
+        if not value.isdigit():
+            raise CorruptPosition(key)
+        return int(value)
+
+    async def put(self, handler: str, aggregate: Aggregate, sequence: int) -> None:
+        """Set the position, forwards or backwards."""
+        await self._put(handler, aggregate, sequence, "anywhere")
+
+    async def advance(self, handler: str, aggregate: Aggregate, sequence: int) -> bool:
+        """Move the position forwards. False, and nothing moved, if it is there or further."""
+        return await self._put(handler, aggregate, sequence, "forwards")
+
+    async def _put(self, handler: str, aggregate: Aggregate, sequence: int, direction: str) -> bool:
+        position = self._keys.position(check_name("handler", handler), aggregate)
+        check_sequence("sequence", sequence)
+        (outcome,) = await self._transport.run(
+            scripts.PUT_POSITION,
+            [position, self._keys.handlers(aggregate)],
+            [handler, sequence, direction],
+        )
+        return bool(outcome == b"ok")

@@ -1,0 +1,57 @@
+"""The Lua scripts, each a value with what the transport must know of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+_INCLUDE = "-- include: "
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script as the server gets it. `writes` is False where repeating it is harmless."""
+
+    name: str
+    source: str
+    sha: str
+    writes: bool
+
+
+def load(name: str) -> Script:
+    """Read `lua/{name}.lua` from the package, with what it includes."""
+    lines = [
+        _read(line.removeprefix(_INCLUDE)) if line.startswith(_INCLUDE) else line
+        for line in _read(f"{name}.lua").splitlines()
+    ]
+    source = "\n".join(lines)
+    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    return Script(name, source, sha, writes="no-writes" not in lines[0])
+
+
+def _read(file_name: str) -> str:
+    return resources.files("asyncstore").joinpath("lua", file_name).read_text(encoding="utf-8")
+
+
+APPEND = load("append")
+READ = load("read")
+LOAD = load("load")
+DELETE = load("delete")
+PUT_POSITION = load("put_position")
+PUT_SNAPSHOT = load("put_snapshot")
+GET_SNAPSHOT = load("get_snapshot")
+DELETE_SNAPSHOTS = load("delete_snapshots")
+OPEN = load("open")
+
+ALL = (
+    APPEND,
+    READ,
+    LOAD,
+    DELETE,
+    PUT_POSITION,
+    PUT_SNAPSHOT,
+    GET_SNAPSHOT,
+    DELETE_SNAPSHOTS,
+    OPEN,
+)

@@ -1,0 +1,150 @@
+"""The front door: `open` a store, and what hangs on it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self, Unpack
+
+from asyncstore import codec, embedded, scripts
+from asyncstore.errors import (
+    ConfigurationError,
+    StoreClosed,
+    UnexpectedReply,
+    UnsafeServer,
+)
+from asyncstore.events import Events, Limits
+from asyncstore.keys import Keys
+from asyncstore.positions import Positions
+from asyncstore.settings import EMBEDDED, Options, Settings, mask
+from asyncstore.snapshots import Snapshots
+from asyncstore.transport import Transport
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asyncstore.values import Aggregate, Loaded
+
+_log = logging.getLogger(__name__)
+
+_OLDEST_SERVER = (7, 0)
+
+
+def open(where: str | Settings | None = None, **options: Unpack[Options]) -> Store:  # noqa: A001
+    """Return a store to be used in `async with`.
+
+    `where` is a URL: `redis://`, `rediss://`, `unix://` (`valkey://` and `valkeys://` are the
+    same as `redis://` and `rediss://`), `embedded://` for a throw-away server of your own, or
+    `embedded:///path` for one whose data lasts; or Settings, which are then all there is.
+    Otherwise each setting comes from `options` (the fields of Settings), or the environment, or
+    `asyncstore.toml`, and without any of them the store is an embedded server that keeps its data
+    in `.asyncstore` in the current directory.
+
+    Reads the environment and that file; no other I/O happens before `async with`. Raises
+    `ConfigurationError`, and entering may raise `StoreUnavailable` and `UnsafeServer`.
+
+        async with asyncstore.open() as store:
+            await store.events.append(order, [event], expected=NEW)
+    """
+    if isinstance(where, Settings):
+        if options:
+            why = "give Settings or options, not both"
+            raise ConfigurationError(next(iter(options)), why)
+        return Store(where)
+    if where is not None:
+        options["url"] = where
+    return Store(Settings.resolve(options))
+
+
+class Store:
+    """An event store. Bound to the event loop in which it is entered; made by `open`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._keys = Keys(settings.key_prefix)
+        self._transport = Transport(
+            timeout=settings.timeout, max_connections=settings.max_connections
+        )
+        self._cleanup = AsyncExitStack()
+        self._entered = False
+        limits = Limits(settings.max_event_bytes, settings.max_append_events)
+        self.events = Events(self._transport, self._keys, limits)
+        self.positions = Positions(self._transport, self._keys)
+        self.snapshots = Snapshots(self._transport, self._keys)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the store was opened with."""
+        return self._settings
+
+    async def load(self, aggregate: Aggregate) -> Loaded:
+        """Return the newest snapshot of an aggregate and the events after it.
+
+        All that is needed to go on with it, as of one moment: see `Events.load`.
+        """
+        return await self.events.load(aggregate)
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise StoreClosed("a store is entered once: call asyncstore.open() again")
+        self._entered = True
+        async with AsyncExitStack() as stack:
+            url = await self._server(stack)
+            stack.push_async_callback(self._transport.aclose)
+            await self._transport.open(url, mask(self._settings.where()))
+            await self._check_server()
+            await self._check_layout()
+            self._cleanup = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._cleanup.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Store {mask(self._settings.where())} prefix={self._settings.key_prefix!r}>"
+
+    async def _server(self, stack: AsyncExitStack) -> str:
+        if self._settings.backend == EMBEDDED:
+            directory = self._settings.embedded_directory()
+            return await stack.enter_async_context(embedded.running(directory))
+        if self._settings.urls:
+            why = "clusters are not supported yet: give one server by `url`"
+            raise ConfigurationError("urls", why)
+        return self._settings.server_url()
+
+    async def _check_server(self) -> None:
+        """Refuse a server that is too old, part of a cluster, or that throws histories away."""
+        where = mask(self._settings.where())
+        try:
+            info = _parse_info(await self._transport.command("INFO"))
+        except UnexpectedReply as error:
+            _log.warning("the settings of %s can't be checked: %s", where, error)
+            return
+        version = info.get("redis_version", "0")
+        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_SERVER:
+            why = f"the server is Redis {version}; Redis 7.0 or newer, or Valkey, is needed"
+            raise ConfigurationError("url", why)
+        if info.get("cluster_enabled") == "1":
+            raise ConfigurationError("url", "the server is a cluster's; that is not supported yet")
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and not self._settings.allow_eviction:
+            raise UnsafeServer(where, policy)
+
+    async def _check_layout(self) -> None:
+        (found,) = await self._transport.run(scripts.OPEN, [self._keys.layout()], [codec.LAYOUT])
+        if found != b"%d" % codec.LAYOUT:
+            why = (
+                f"the store has layout {found.decode(errors='replace')!r}, and this version of "
+                f"asyncstore knows {codec.LAYOUT}: use a version that knows it"
+            )
+            raise ConfigurationError("url", why)
+
+
+def _parse_info(reply: bytes) -> dict[str, str]:
+    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in pairs if colon}

