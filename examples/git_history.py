@@ -1,4 +1,4 @@
-"""Any git repository's history as events: each file an aggregate, each commit that touches it an event.
+"""Any git repository's history as events: each file an aggregate, each commit to it an event.
 
     python examples/git_history.py [REPO] [--url redis://localhost:6379]
 
@@ -31,6 +31,15 @@ from asyncstore import Aggregate, Event, RecordedEvent, Store
 
 DOMAIN = "files"
 WRITERS = 64
+LOG_OPTIONS = (
+    "--reverse",
+    "--root",
+    "--no-renames",
+    "-z",
+    "--raw",
+    "--numstat",
+    "--format=%x01%H%x00%an%x00%cI%x00%s",
+)
 TYPES = {"A": "FileAdded", "D": "FileDeleted"}
 
 console = Console(highlight=False)
@@ -42,8 +51,7 @@ console = Console(highlight=False)
 def read_history(repository: Path) -> dict[Aggregate, list[Event]]:
     """Return the events of each file, oldest first."""
     log = subprocess.run(
-        ["git", "-C", str(repository), "log", "--reverse", "--root", "--no-renames", "-z"]
-        + ["--raw", "--numstat", "--format=%x01%H%x00%an%x00%cI%x00%s"],
+        ["git", "-C", str(repository), "log", *LOG_OPTIONS],
         capture_output=True,
         check=False,
     )
@@ -60,17 +68,21 @@ def changes_of(commit: bytes) -> Iterator[tuple[bytes, Event]]:
     """Parse a commit of `git log -z`: four fields, `:… M` and a path a file, then the counts."""
     digest, author, when, subject, *rest = commit.split(b"\0")
     about = {"commit": text(digest), "author": text(author), "subject": text(subject)}
-    changes = [change.lstrip(b"\n") for change in rest if change.strip(b"\n")]
-    raw = [n for n, change in enumerate(changes) if change.startswith(b":")]
-    counts = {}
-    for count in changes[2 * len(raw) :]:
-        added, deleted, path = count.split(b"\t", 2)
-        counts[path] = {"added": number(added), "deleted": number(deleted)}
-    for n in raw:
-        path = changes[n + 1]
-        kind = TYPES.get(text(changes[n])[-1], "FileChanged")
+    kinds: dict[bytes, str] = {}
+    counts: dict[bytes, dict[str, int]] = {}
+    parts = iter(part for part in b"\0".join(rest).lstrip(b"\n").split(b"\0") if part)
+    for part in parts:
+        if part.startswith(b":"):
+            kinds[next(parts)] = text(part)[-1]
+        else:
+            added, deleted, path = part.split(b"\t", 2)
+            counts[path] = {"added": number(added), "deleted": number(deleted)}
+    for path, kind in kinds.items():
         data = {**about, **counts.get(path, {})}
-        yield path, Event(kind, data, time=datetime.fromisoformat(text(when)))
+        yield (
+            path,
+            Event(TYPES.get(kind, "FileChanged"), data, time=datetime.fromisoformat(text(when))),
+        )
 
 
 def text(raw: bytes) -> str:
@@ -108,6 +120,7 @@ class File:
     last_author: str = ""
 
     def apply(self, event: RecordedEvent) -> None:
+        """Take in what happened next."""
         self.exists = event.type != "FileDeleted"
         self.lines += event.data.get("added", 0) - event.data.get("deleted", 0)
         self.commits += 1
@@ -180,7 +193,7 @@ async def as_of(store: Store, file: Aggregate, moment: datetime) -> None:
 def describe(file: File) -> str:
     if not file.exists:
         return "it does not exist"
-    return f"{file.lines:,} lines after {file.commits} commits, the last by {file.last_author}"
+    return f"{file.lines:,} lines, commit {file.commits} of it, by {file.last_author}"
 
 
 async def from_snapshot(store: Store, file: Aggregate, events: list[RecordedEvent]) -> None:
@@ -205,7 +218,7 @@ async def run(repository: Path, url: str) -> None:
     if not history:
         raise SystemExit(f"{repository} has no commits")
     async with asyncstore.open(url) as store:
-        console.print(f"{repository.resolve().name}: git history into {url}")
+        console.print(f"the git history of {repository} into {url}")
         await load(store, history)
         file = await most_changed(store)
         events = await store.events.read(file)
