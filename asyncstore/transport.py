@@ -11,7 +11,7 @@ This transport takes one connection for each call in flight. What is above it on
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 from redis import exceptions
@@ -38,6 +38,11 @@ Argument = str | bytes | int
 Reply = Any
 
 _BROKEN = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+_ANSWERED = (
+    exceptions.ResponseError,
+    exceptions.BusyLoadingError,
+    exceptions.AuthenticationError,
+)
 
 # The first words of errors after which nothing was done, and what they say of the server.
 _NOT_NOW = {
@@ -100,6 +105,7 @@ class Transport:
             "socket_timeout": self._timeout,
             "socket_connect_timeout": self._timeout,
             "protocol": 2,
+            "driver_info": None,  # it would cost two round trips a connection
             "retry": Retry(NoBackoff(), 0),
         }
 
@@ -132,9 +138,7 @@ class Transport:
             return await connection.read_response()
         except exceptions.NoScriptError:
             raise
-        except exceptions.BusyLoadingError:
-            raise StoreUnavailable(self._where, _NOT_NOW["LOADING"]) from None
-        except exceptions.ResponseError as error:
+        except _ANSWERED as error:
             raise self._refused(name, error) from None
         except Exception as error:
             # Whatever it is: the first byte may have left.
@@ -158,21 +162,16 @@ class Transport:
     async def _connect(self, pool: _Pool) -> _Connection:
         try:
             return await pool.get_connection()
-        except exceptions.BusyLoadingError:
-            raise StoreUnavailable(self._where, _NOT_NOW["LOADING"]) from None
-        except exceptions.AuthenticationError:
-            raise StoreUnavailable(self._where, _NOT_NOW["WRONGPASS"]) from None
-        except exceptions.ResponseError as error:
+        except _ANSWERED as error:
             raise self._refused("the handshake", error) from None
         except _BROKEN as error:
-            self._unreachable(error)
+            reason = error.__cause__ or error.__context__ or error
+            if isinstance(reason, _ANSWERED):
+                raise self._refused("the handshake", reason) from None
+            why = f"no connection ({type(reason).__name__}); nothing was sent"
+            raise StoreUnavailable(self._where, why) from None
 
-    def _unreachable(self, error: Exception) -> NoReturn:
-        reason = error.__cause__ or error.__context__ or error
-        why = f"no connection ({type(reason).__name__}); nothing was sent"
-        raise StoreUnavailable(self._where, why) from None
-
-    def _refused(self, name: str, error: exceptions.ResponseError) -> AsyncStoreError:
+    def _refused(self, name: str, error: exceptions.RedisError) -> AsyncStoreError:
         code = error.status_code or str(error).split(" ", 1)[0]
         if code == "OOM":
             return StoreFull(self._where)

@@ -1,0 +1,468 @@
+"""What the store does when the server is missing, odd, full, busy, or loses a reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+import uvloop
+
+import asyncstore
+from asyncstore import (
+    ANY,
+    NEW,
+    Aggregate,
+    ConfigurationError,
+    CorruptEvent,
+    CorruptPosition,
+    Event,
+    OutcomeUnknown,
+    Retention,
+    Store,
+    StoreClosed,
+    StoreFull,
+    StoreUnavailable,
+    UnexpectedReply,
+    UnsafeServer,
+    embedded,
+)
+from tests import servers
+from tests.builders import listed, numbered, sequences
+from tests.proxy import proxy_to
+from tests.servers import RedisServer, Server, redis_server
+
+ORDER = Aggregate("orders", "1")
+VALKEY = str(embedded.find_binary())
+
+
+@pytest.mark.parametrize("kind", servers.kinds(), ids=lambda kind: kind.name)
+def test_server_of_the_matrix_is_here(kind: servers.Kind) -> None:
+    if kind.missing is not None:
+        pytest.skip(kind.missing)
+    with kind.start() as url, redis.Redis.from_url(url) as client:
+        assert client.ping()
+
+
+class TestOneRoundTrip:
+    """A recorder of commands: what goes over the wire for each call."""
+
+    @pytest.fixture
+    def recorded(
+        self, server: Server, prefix: str
+    ) -> Iterator[Callable[[Awaitable[object]], Awaitable[list[str]]]]:
+        with server.client() as client, client.monitor() as monitor:
+
+            def drain() -> list[str]:
+                client.echo(prefix)
+                commands: list[str] = []
+                while True:
+                    seen = monitor.next_command()
+                    if seen["command"].startswith("ECHO " + prefix):
+                        return commands
+                    if seen["client_type"] != "lua":
+                        commands.append(seen["command"].split()[0].upper())
+
+            async def record(call: Awaitable[object]) -> list[str]:
+                drain()
+                await call
+                return drain()
+
+            yield record
+
+    async def test_every_call_is_one(
+        self,
+        store: Store,
+        order: Aggregate,
+        recorded: Callable[[Awaitable[object]], Awaitable[list[str]]],
+    ) -> None:
+        events, positions, snapshots = store.events, store.positions, store.snapshots
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: events.append(order, numbered(50), expected=NEW),
+            lambda: events.append(order, numbered(1), expected=50),
+            lambda: events.append(order, numbered(1), expected=ANY),
+            lambda: events.read(order),
+            lambda: events.read(order, start=3, stop=40, limit=7, reverse=True),
+            lambda: events.next_sequence(order),
+            lambda: store.load(order),
+            lambda: positions.put("p", order, 3),
+            lambda: positions.get("p", order),
+            lambda: positions.advance("p", order, 4),
+            lambda: snapshots.put(order, sequence=3, state=1, retention=Retention.PERSIST),
+            lambda: snapshots.put(order, sequence=9, state=1),
+            lambda: snapshots.get(order),
+            lambda: snapshots.get(order, at=5),
+            lambda: store.load(order),
+            lambda: listed(events.roots("orders")),
+            lambda: listed(events.domains()),
+            lambda: listed(events.editions("orders")),
+            lambda: snapshots.delete(order),
+        ]
+        for call in calls:
+            await call()  # the script may have to be loaded first
+        await events.delete(order)
+        for call in calls:
+            commands = await recorded(call())
+            assert len(commands) == 1, commands
+            assert commands[0] in {"EVALSHA", "GET", "ZCARD", "ZRANGE"}
+        assert len(await recorded(events.delete(order))) <= 2  # 2: handlers are asked for first
+
+
+class TestReach:
+    async def test_nobody_there(self, tmp_path: Path) -> None:
+        urls = [f"redis://:s3cret@127.0.0.1:{servers.free_port()}", f"unix://{tmp_path}/none"]
+        for url in urls:
+            with pytest.raises(StoreUnavailable, match="no connection") as caught:
+                async with asyncstore.open(url):
+                    pass
+            assert "s3cret" not in str(caught.value)
+
+    async def test_passwords(self, tmp_path: Path) -> None:
+        with redis_server(VALKEY) as server:
+            with redis.Redis.from_url(server.url) as client:
+                client.execute_command(
+                    "ACL", "SETUSER", "app", "on", ">s3cr:t@/", "~*", "&*", "+@all"
+                )
+                client.execute_command("ACL", "SETUSER", "default", "resetpass", ">other")
+            path = urlsplit(server.url).path
+            async with asyncstore.open(f"unix://app:s3cr%3At%40%2F@{path}") as store:
+                await store.events.append(ORDER, numbered(1), expected=NEW)
+            wrong = {
+                f"unix://app:wr0ng@{path}": "refused the user or the password",
+                f"unix://{path}": "wants a login",
+            }
+            for url, why in wrong.items():
+                with pytest.raises(StoreUnavailable, match=why) as caught:
+                    async with asyncstore.open(url):
+                        pass
+                assert "wr0ng" not in str(caught.value)
+
+    async def test_databases_are_apart(self) -> None:
+        with redis_server(VALKEY, tcp=True) as server:
+            async with asyncstore.open(server.url + "/3") as three:
+                await three.events.append(ORDER, numbered(1), expected=NEW)
+                async with asyncstore.open(server.url + "?db=4") as four:
+                    assert await four.events.read(ORDER) == []
+            valkey = server.url.replace("redis://", "valkey://")
+            async with asyncstore.open(valkey + "/3") as three:
+                assert len(await three.events.read(ORDER)) == 1
+
+    async def test_options_that_make_no_sense(self, one_server: Server) -> None:
+        with pytest.raises(ConfigurationError, match="option"):
+            async with asyncstore.open(one_server.url + "?nonsense=1"):
+                pass
+
+    async def test_prefixes_are_apart(self, one_server: Server) -> None:
+        async with (
+            asyncstore.open(one_server.url, key_prefix="a:") as a,
+            asyncstore.open(one_server.url, key_prefix="b:") as b,
+        ):
+            await a.events.append(ORDER, numbered(1), expected=NEW)
+            assert await b.events.read(ORDER) == []
+            assert await listed(b.events.domains()) == []
+            await a.events.delete(ORDER)
+
+
+class TestChecksAtOpen:
+    @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+    async def test_a_server_that_evicts_is_refused(self, policy: str) -> None:
+        with redis_server(VALKEY, "--maxmemory-policy", policy) as server:
+            with pytest.raises(UnsafeServer, match=policy):
+                async with asyncstore.open(server.url):
+                    pass
+            async with asyncstore.open(server.url, allow_eviction=True) as store:
+                await store.events.append(ORDER, numbered(1), expected=NEW)
+
+    async def test_a_newer_layout_is_refused(self, one_server: Server, prefix: str) -> None:
+        with one_server.client() as client:
+            client.set(f"{prefix}layout:{{all}}", "2")
+        with pytest.raises(ConfigurationError, match=r"layout '2'.*knows 1"):
+            async with asyncstore.open(one_server.url, key_prefix=prefix):
+                pass
+
+    async def test_a_clusters_node_is_refused(self) -> None:
+        clustered = redis_server(VALKEY, "--cluster-enabled", "yes", tcp=True)
+        with clustered as server, pytest.raises(ConfigurationError, match="cluster"):
+            async with asyncstore.open(server.url):
+                pass
+
+    async def test_a_replica_takes_no_changes(self) -> None:
+        replica = redis_server(VALKEY, "--replicaof", "127.0.0.1 1")
+        with replica as server, pytest.raises(StoreUnavailable, match="replica"):
+            async with asyncstore.open(server.url):
+                pass
+
+    async def test_an_acl_without_info_is_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        with redis_server(VALKEY) as server:
+            with redis.Redis.from_url(server.url) as client:
+                client.execute_command(
+                    "ACL", "SETUSER", "app", "on", ">pw", "~app:*", "+@all", "-info", "-zcard"
+                )
+            path = urlsplit(server.url).path
+            url = f"unix://app:pw@{path}"
+            with caplog.at_level(logging.WARNING):
+                async with asyncstore.open(url, key_prefix="app:") as store:
+                    with pytest.raises(UnexpectedReply, match="ACL"):
+                        await store.events.next_sequence(ORDER)
+            assert "NOPERM" in caplog.text
+            assert "pw@" not in caplog.text
+
+
+class TestTrouble:
+    @pytest.fixture
+    def running(self) -> Iterator[RedisServer]:
+        with redis_server(VALKEY) as server:
+            yield server
+
+    @pytest.fixture
+    async def store(self, running: RedisServer) -> AsyncIterator[Store]:
+        async with asyncstore.open(running.url) as opened:
+            yield opened
+
+    async def test_a_lost_reply_is_not_sent_again(self, running: RedisServer) -> None:
+        path = Path(urlsplit(running.url).path)
+        async with proxy_to(path) as proxy, asyncstore.open(proxy.url) as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            proxy.losing = True
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: store.events.append(ORDER, numbered(1), expected=ANY),
+                lambda: store.positions.put("p", ORDER, 1),
+                lambda: store.snapshots.put(ORDER, sequence=0, state=1),
+                lambda: store.events.delete(Aggregate("orders", "2")),
+            ]
+            for call in calls:
+                with pytest.raises(OutcomeUnknown, match="not known"):
+                    await call()
+            with pytest.raises(StoreUnavailable):
+                await store.events.read(ORDER)
+            assert proxy.lost == 5
+            proxy.losing = False
+            assert sequences(await store.events.read(ORDER)) == [0, 1]
+
+    async def test_it_goes_on_after_a_restart(self, running: RedisServer, store: Store) -> None:
+        await store.events.append(ORDER, numbered(1), expected=NEW)
+        running.stop()
+        with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+            await store.events.append(ORDER, numbered(1), expected=1)
+        with pytest.raises(StoreUnavailable, match="no connection"):
+            await store.events.append(ORDER, numbered(1), expected=1)
+        running.start()
+        assert running.wait_until_ready()
+        await store.events.append(ORDER, numbered(1), expected=NEW)
+
+    async def test_out_of_memory(self, running: RedisServer, store: Store) -> None:
+        await store.events.append(ORDER, numbered(5), expected=NEW)
+        with redis.Redis.from_url(running.url) as client:
+            client.config_set("maxmemory", "1")
+            with pytest.raises(StoreFull):
+                await store.events.append(ORDER, numbered(1), expected=5)
+            assert sequences(await store.events.read(ORDER)) == [0, 1, 2, 3, 4]
+            assert (await store.load(ORDER)).next_sequence == 5
+            assert await store.events.delete(ORDER) == 5
+
+    async def test_forgotten_scripts_are_loaded_again(
+        self, running: RedisServer, store: Store
+    ) -> None:
+        with redis.Redis.from_url(running.url) as client:
+            for n in range(5):
+                client.script_flush()
+                await store.events.append(ORDER, numbered(1), expected=n)
+                client.script_flush()
+                assert (await store.load(ORDER)).next_sequence == n + 1
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "events:orders:main:{1}",
+            "roots:orders:main:{all}",
+            "editions:orders:{all}",
+            "domains:{all}",
+            "commits:{all}",
+        ],
+    )
+    async def test_a_key_of_another_kind_stops_an_append_whole(
+        self, running: RedisServer, store: Store, key: str
+    ) -> None:
+        with redis.Redis.from_url(running.url) as client:
+            client.delete(key)
+            client.rpush(key, "somebody else's")
+            with pytest.raises(UnexpectedReply, match=r"WRONGTYPE.*key_prefix"):
+                await store.events.append(ORDER, numbered(3), expected=NEW)
+            client.delete(key)
+            assert await store.events.read(ORDER) == []
+            await store.events.append(ORDER, numbered(3), expected=NEW)
+            client.delete(key)
+            client.rpush(key, "somebody else's")
+            await store.positions.put("p", ORDER, 1)
+            if key != "commits:{all}":
+                with pytest.raises(UnexpectedReply, match="WRONGTYPE"):
+                    await store.events.delete(ORDER)
+                assert await store.positions.get("p", ORDER) == 1
+
+    async def test_a_position_that_is_none(self, running: RedisServer, store: Store) -> None:
+        with redis.Redis.from_url(running.url) as client:
+            client.set("positions:p:orders:main:{1}", "far")
+        with pytest.raises(CorruptPosition, match="positions:p:orders:main"):
+            await store.positions.get("p", ORDER)
+        assert await store.positions.advance("p", ORDER, 3)
+        assert await store.positions.get("p", ORDER) == 3
+
+    async def test_a_server_that_is_silent(self) -> None:
+        accepted = asyncio.Event()
+
+        async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.set()
+            await reader.read(-1)
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server:
+            with pytest.raises(StoreUnavailable):
+                async with asyncstore.open(f"redis://127.0.0.1:{port}", timeout=0.2):
+                    pass
+        assert accepted.is_set()
+
+
+class TestConcurrency:
+    async def test_more_callers_than_connections(self, one_server: Server, prefix: str) -> None:
+        async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=3) as store:
+            await asyncio.gather(
+                *(store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(300))
+            )
+            assert sequences(await store.events.read(ORDER)) == list(range(300))
+
+    async def test_cancelled_callers_disturb_nobody(self, one_server: Server, prefix: str) -> None:
+        dice = random.Random(5)
+        async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=4) as store:
+
+            async def append(n: int) -> Aggregate:
+                place = Aggregate("orders", f"{n}")
+                await store.events.append(place, [Event("Counted", n)], expected=NEW)
+                (event,) = await store.events.read(place)
+                assert event.data == n
+                return place
+
+            async def cancelled(n: int) -> None:
+                async with asyncio.timeout(dice.random() / 100):
+                    await append(n)
+
+            outcomes = await asyncio.gather(
+                *(cancelled(n) if n % 2 else append(n) for n in range(600)),
+                return_exceptions=True,
+            )
+            for n, outcome in enumerate(outcomes):
+                if n % 2 == 0:
+                    assert outcome == Aggregate("orders", f"{n}")
+                else:
+                    assert outcome is None or isinstance(outcome, TimeoutError)
+            assert any(isinstance(outcome, TimeoutError) for outcome in outcomes)
+
+    def test_another_event_loop_is_refused(self, one_server: Server) -> None:
+        store = asyncstore.open(one_server.url)
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            one.run(store.__aenter__())
+            with pytest.raises(StoreClosed, match="another event loop"):
+                other.run(store.events.next_sequence(ORDER))
+            one.run(store.__aexit__(None, None, None))
+
+    def test_it_runs_on_uvloop(self) -> None:
+        async def use() -> list[int]:
+            async with asyncstore.open("embedded://") as store:
+                await asyncio.gather(
+                    *(store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(50))
+                )
+                return sequences(await store.events.read(ORDER))
+
+        assert uvloop.run(use()) == list(range(50))
+
+
+class TestCorruption:
+    @pytest.mark.parametrize(
+        "garbage", [b"", b"\xff\xfe", b"not an event", b'[3,0,"x","A"]\n{}', b"[3]\n"], ids=repr
+    )
+    async def test_a_broken_event_is_named_and_the_others_can_be_read(
+        self, server: Server, prefix: str, store: Store, order: Aggregate, garbage: bytes
+    ) -> None:
+        await store.events.append(order, numbered(6), expected=NEW)
+        key = f"{prefix}events:orders:main:{{{order.root}}}"
+        with server.client() as client:
+            client.zremrangebyscore(key, 3, 3)
+            client.zadd(key, {garbage: 3})
+        for read in (
+            lambda: store.events.read(order),
+            lambda: store.events.read(order, reverse=True),
+            lambda: store.load(order),
+            lambda: listed(store.events.stream(order, start=2)),
+        ):
+            with pytest.raises(CorruptEvent) as caught:
+                await read()
+            assert (caught.value.key, caught.value.sequence) == (key, 3)
+            assert "not an event" not in str(caught.value)
+        assert sequences(await store.events.read(order, stop=3)) == [0, 1, 2]
+        assert sequences(await store.events.read(order, start=4)) == [4, 5]
+
+    async def test_a_missing_event_is_no_silent_gap(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(6), expected=NEW)
+        key = f"{prefix}events:orders:main:{{{order.root}}}"
+        with server.client() as client:
+            client.zremrangebyscore(key, 3, 3)
+        for reverse in (False, True):
+            with pytest.raises(CorruptEvent, match="missing") as caught:
+                await store.events.read(order, reverse=reverse)
+            assert caught.value.sequence == 3
+
+    async def test_an_event_at_anothers_place(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(6), expected=NEW)
+        key = f"{prefix}events:orders:main:{{{order.root}}}"
+        with server.client() as client:
+            (member,) = client.zrange(key, 3, 3)
+            client.zrem(key, member)
+            client.zadd(key, {b"[9" + member[2:]: 3})
+        with pytest.raises(CorruptEvent, match="another sequence") as caught:
+            await store.events.read(order)
+        assert caught.value.sequence == 3
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"state": b"\xff not json"},
+            {"encoding": "zip"},
+            {"sequence": "many"},
+            {"retention": "forever"},
+            {"time": "noon"},
+        ],
+        ids=lambda fields: next(iter(fields)),
+    )
+    async def test_a_broken_snapshot_is_passed_over_with_a_warning(
+        self,
+        server: Server,
+        prefix: str,
+        store: Store,
+        order: Aggregate,
+        fields: dict[str, str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        await store.events.append(order, numbered(6), expected=NEW)
+        await store.snapshots.put(order, sequence=3, state="fine")
+        with server.client() as client:
+            client.hset(f"{prefix}snapshots:orders:main:{{{order.root}}}", mapping=dict(fields))
+        loaded = await store.load(order)
+        assert loaded.snapshot is None
+        assert sequences(loaded.events) == [0, 1, 2, 3, 4, 5]
+        assert await store.snapshots.get(order) is None
+        assert "passed over" in caplog.text
+        await store.snapshots.put(order, sequence=5, state="mended")
+        loaded = await store.load(order)
+        assert loaded.snapshot is not None
+        assert loaded.snapshot.state == "mended"
