@@ -122,7 +122,8 @@ class Keeper:
         self._control = control
         self._users: set[socket.socket] = set()
         self._last_user: socket.socket | None = None
-        self._ready = False
+        self._ready = False  # as far as we know, it answers
+        self._proven = False  # it did answer once
         self._stopping = False
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
         self._selector = selectors.DefaultSelector()
@@ -139,8 +140,8 @@ class Keeper:
                 key.data(key.fileobj)
             if self._server.poll() is not None and not self._restart():
                 return
-            if not self._ready and _talk(self._plan["socket"], b"PING").startswith(b"+PONG"):
-                self._ready = True
+            if not self._ready and self._answers():
+                self._ready = self._proven = True
                 self._tell(b"ready\n")
             if not self._users and time.monotonic() > patience:
                 self._stopping = True
@@ -155,6 +156,9 @@ class Keeper:
             preexec_fn=self._die_with_keeper,
         )
 
+    def _answers(self) -> bool:
+        return _talk(self._plan["socket"], b"PING").startswith(b"+PONG")
+
     def _die_with_keeper(self) -> None:
         """Have the kernel end the server when the keeper is killed, where it can (Linux)."""
         if self._libc is not None:
@@ -162,8 +166,8 @@ class Keeper:
 
     def _restart(self) -> bool:
         """Start a server anew that was ready once. One that never was won't be the next time."""
-        if self._ready:
-            self._ready = False
+        if self._proven:
+            self._ready = self._proven = False
             self._server = self._start()
             return True
         deadline = time.monotonic() + _FIRST_USER_SECONDS
@@ -203,6 +207,8 @@ class Keeper:
             user.setblocking(False)
             self._users.add(user)
             self._selector.register(user, selectors.EVENT_READ, self._hear)
+            # It may just have been killed, and we have not heard of it yet.
+            self._ready = self._ready and self._answers()
             if self._ready:
                 self._send(user, b"ready\n")
 

@@ -183,7 +183,9 @@ class Events:
             return Loaded(None, await self.read(aggregate, stop=next_sequence), next_sequence)
         start = 0 if snapshot is None else snapshot.sequence + 1
         wanted = _Range(aggregate, start, max(start, next_sequence))
-        events = await self._decode_page(wanted, page[1:])
+        events, error = await self._decode_page(wanted, page[1:])
+        if error:
+            raise error
         if page[0]:
             rest = wanted.after(int(page[0]))
             events += [event async for more in self._pages(rest) for event in more]
@@ -257,8 +259,10 @@ class Events:
         while not wanted.is_empty():
             keys = [self._keys.events(wanted.aggregate)]
             looked_at, *members = await self._transport.run(scripts.READ, keys, wanted.arguments())
-            events = await self._decode_page(wanted, members)
+            events, error = await self._decode_page(wanted, members)
             yield events
+            if error:
+                raise error
             if not looked_at:
                 return
             wanted = wanted.after(int(looked_at))
@@ -270,24 +274,27 @@ class Events:
             for event in page:
                 yield event
 
-    async def _decode_page(self, wanted: _Range, members: list[bytes]) -> list[RecordedEvent]:
+    async def _decode_page(
+        self, wanted: _Range, members: list[bytes]
+    ) -> tuple[list[RecordedEvent], CorruptEvent | None]:
+        """Return the events, or those before one that can't be read, and what is wrong with it."""
         events: list[RecordedEvent] = []
         place = None if wanted.reverse else wanted.start
         for member in members:
             try:
                 event = codec.decode_event(wanted.aggregate, member)
             except codec.Undecodable as error:
-                raise await self._corrupt(wanted, member, str(error)) from None
+                return events, await self._corrupt(wanted, member, str(error))
             if wanted.until is not None:
                 # The script compares doubles; here it is exact.
                 if event.time <= wanted.until:
                     events.append(event)
                 continue
             if place is not None and event.sequence != place:
-                raise await self._misplaced(wanted, member, place)
+                return events, await self._misplaced(wanted, member, place)
             place = event.sequence + (-1 if wanted.reverse else 1)
             events.append(event)
-        return events
+        return events, None
 
     async def _corrupt(self, wanted: _Range, member: bytes, why: str) -> CorruptEvent:
         return CorruptEvent(

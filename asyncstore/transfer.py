@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 CHUNK_LINES: Final = 2000
 _WRITERS: Final = 32
-_TRIES: Final = 10
+_TRIES: Final = 100  # each means that somebody else has written to the aggregate meanwhile
 _ID_NAMESPACE: Final = uuid.UUID("6d1f4a62-6c1c-5b8e-9d5b-3f0a5f1f8a11")
 _KEYS: Final = frozenset(
     {
@@ -211,10 +211,12 @@ class Import:
             self._block(aggregate, plan.bad)
 
     async def _look_up(self, aggregate: Aggregate) -> None:
+        """Learn which events are stored, or which have come since we learned it."""
         progress = self._progress[aggregate]
-        stored = self._store.events.stream(aggregate)
-        progress.known = {event.id: event.sequence async for event in stored}
-        progress.next_sequence = await self._store.events.next_sequence(aggregate)
+        start = 0 if progress.known is None else progress.next_sequence
+        new = await self._store.events.read(aggregate, start=start)
+        progress.known = (progress.known or {}) | {event.id: event.sequence for event in new}
+        progress.next_sequence = start + len(new)
 
 
 def _plan(progress: _Progress, lines: list[_Line], refused: dict[int, str]) -> _Plan:

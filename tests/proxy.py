@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server, that can lose replies on purpose."""
+"""A TCP proxy in front of a server, that loses replies on purpose."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 class Proxy:
-    """While `losing` is set, a request goes through, its reply is lost, and the connection too."""
+    """Loses the next `lose` replies: the request goes through, then the connection is cut."""
 
     def __init__(self, socket_path: Path) -> None:
-        self.losing = False
+        self.lose = 0
         self.lost = 0
         self.url = ""
         self._socket_path = socket_path
@@ -40,7 +40,8 @@ class Proxy:
 
     async def _replies(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await there.read(65536):
-            if self.losing:
+            if self.lose > 0:
+                self.lose -= 1
                 self.lost += 1
                 break
             writer.write(data)

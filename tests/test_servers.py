@@ -228,7 +228,7 @@ class TestTrouble:
         path = Path(urlsplit(running.url).path)
         async with proxy_to(path) as proxy, asyncstore.open(proxy.url) as store:
             await store.events.append(ORDER, numbered(1), expected=NEW)
-            proxy.losing = True
+            proxy.lose = 5
             calls: list[Callable[[], Awaitable[object]]] = [
                 lambda: store.events.append(ORDER, numbered(1), expected=ANY),
                 lambda: store.positions.put("p", ORDER, 1),
@@ -241,7 +241,6 @@ class TestTrouble:
             with pytest.raises(StoreUnavailable):
                 await store.events.read(ORDER)
             assert proxy.lost == 5
-            proxy.losing = False
             assert sequences(await store.events.read(ORDER)) == [0, 1]
 
     async def test_it_goes_on_after_a_restart(self, running: RedisServer, store: Store) -> None:
@@ -407,6 +406,10 @@ class TestCorruption:
             assert "not an event" not in str(caught.value)
         assert sequences(await store.events.read(order, stop=3)) == [0, 1, 2]
         assert sequences(await store.events.read(order, start=4)) == [4, 5]
+        stream = store.events.stream(order)
+        assert [(await anext(stream)).sequence for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(CorruptEvent):
+            await anext(stream)
 
     async def test_a_missing_event_is_no_silent_gap(
         self, server: Server, prefix: str, store: Store, order: Aggregate

@@ -1,0 +1,5 @@
+"""`python -m asyncstore` is the `asyncstore` command."""
+
+from asyncstore.cli import main
+
+main()
