@@ -1,0 +1,114 @@
+"""Every example and every block of the README runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def git(repository: Path, *arguments: str, minute: int = 59) -> None:
+    who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    when = f"2024-01-01T12:{minute:02}:00+02:00"
+    subprocess.run(
+        ["git", *who, "-C", str(repository), *arguments],  # noqa: S607
+        check=True,
+        capture_output=True,
+        env={**os.environ, "GIT_COMMITTER_DATE": when},
+    )
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A small history with everything that is odd in file names."""
+    path = tmp_path / "repository"
+    path.mkdir()
+    git(path, "init", "-q")
+    names = ["plain.txt", "a b/{{ name }}.py", ":colon", "new\nline", "ü%20", "tab\there", "-"]
+    for number in range(6):
+        for name in names[: number + 2]:
+            file = path / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("line\n" * (number + 1))
+        if number == 3:
+            (path / "binary").write_bytes(b"\x00\xff" * 50)
+            (path / names[2]).unlink()
+        git(path, "add", "-A")
+        subject = "" if number == 2 else f"{number}"
+        git(path, "commit", "-q", "--allow-empty-message", "-m", subject, minute=number)
+    return path
+
+
+def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
+    example = str(ROOT / "examples" / "git_history.py")
+    return subprocess.run(
+        [sys.executable, example, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_git_history(repository: Path) -> None:
+    done = run_example(str(repository))
+    assert done.returncode == 0, done.stderr
+    # By commit: 2 + 3 + 4 + 6 (4 written, 1 deleted, the binary one) + 6 + 7.
+    assert re.search(r"^28 events of 8 files in .* events/s", done.stdout, re.M), done.stdout
+    assert re.search(r"^append: p50 .* ms, p95 .* ms, p99 .* ms$", done.stdout, re.M)
+    assert re.search(r"│ 6 +│ plain.txt", done.stdout)
+    assert re.search(r"│ 6 +│ a b/%7B%7B name %7D%7D.py", done.stdout)
+    assert re.search(
+        r"a b/.* as of 2024-01-01 10:02:00 UTC: 3 lines, commit 3 of it, by Ada$", done.stdout, re.M
+    )
+    assert "now: 6 lines, commit 6 of it, by Ada" in done.stdout
+    assert re.search(
+        r"in one round trip, .*: snapshot as of sequence 3 and 2 events after it; 6 lines",
+        done.stdout,
+    )
+
+
+def test_git_history_again_into_the_same_store(repository: Path, tmp_path: Path) -> None:
+    url = f"embedded://{tmp_path / 'store'}"
+    assert run_example(str(repository), "--url", url).returncode == 0
+    (repository / "plain.txt").write_text("only line\n")
+    git(repository, "commit", "-qam", "later")
+    done = run_example(str(repository), "--url", url)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^1 events of 8 files", done.stdout, re.M)
+    assert "plain.txt now: 1 lines, commit 7 of it" in done.stdout
+
+
+def test_git_history_without_a_history(tmp_path: Path) -> None:
+    done = run_example(str(tmp_path))
+    assert done.returncode == 1
+    assert "has no history to read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+README = (ROOT / "README.md").read_text()
+PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+
+
+def test_the_readme_has_code() -> None:
+    assert len(PYTHON_BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("block", range(len(PYTHON_BLOCKS)))
+def test_a_block_of_the_readme_runs(block: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PYTHON_BLOCKS[block]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_commands_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    used = set(re.findall(r"\bmake ([a-z-]+)", README))
+    assert {"demo", "test"} <= used <= targets

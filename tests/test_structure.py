@@ -1,0 +1,155 @@
+"""The shape of the code: which way imports point, what Lua may do, what is public."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import asyncstore
+from asyncstore import scripts
+
+PACKAGE = Path(asyncstore.__file__).parent
+
+# From the bottom up: a module imports only from the ones before it.
+ORDER = [
+    "errors",
+    "names",
+    "values",
+    "keys",
+    "codec",
+    "settings",
+    "scripts",
+    "transport",
+    "embedded_keeper",
+    "embedded",
+    "positions",
+    "snapshots",
+    "events",
+    "store",
+    "__init__",
+    "transfer",
+    "commands",
+    "cli",
+    "__main__",
+]
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules that a module imports when it runs; those for type checkers do not count."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    found: set[str] = set()
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom):
+            name = node.module or ""
+            found |= {
+                f"{name}.{alias.name}" if name == "asyncstore" else name for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        pending.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_down(module: str) -> None:
+    own = {name.split(".")[1] for name in imports_of(module) if name.startswith("asyncstore.")}
+    assert own <= set(ORDER[: ORDER.index(module)])
+
+
+@pytest.mark.parametrize(
+    ("library", "users"),
+    [
+        ("redis", {"transport"}),
+        ("orjson", {"codec"}),
+        ("tomli_w", {"settings"}),
+        ("typer", {"commands"}),
+        ("rich", {"commands"}),
+        ("anyio", {"commands", "embedded", "transfer", "transport"}),
+    ],
+)
+def test_who_knows_which_library(library: str, users: set[str]) -> None:
+    found = {m for m in ORDER if any(name.split(".")[0] == library for name in imports_of(m))}
+    assert found <= users
+
+
+def test_the_keeper_needs_the_standard_library_only() -> None:
+    assert not [name for name in imports_of("embedded_keeper") if name.startswith("asyncstore")]
+
+
+def test_public_names_are_listed_and_documented() -> None:
+    public = {
+        name
+        for name, value in vars(asyncstore).items()
+        if not name.startswith("_") and not isinstance(value, type(asyncstore))
+    }
+    assert public == set(asyncstore.__all__)
+    for name in asyncstore.__all__:
+        value = getattr(asyncstore, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name
+            for member, function in inspect.getmembers(value, inspect.isfunction):
+                assert member.startswith("_") or inspect.getdoc(function), (name, member)
+
+
+# Lua
+
+LUA = {path.name: path.read_text() for path in (PACKAGE / "lua").glob("*.lua")}
+SCRIPTS = {script.name: script for script in scripts.ALL}
+
+
+def test_every_lua_file_is_a_script_or_part_of_one() -> None:
+    included = {
+        name for text in LUA.values() for name in re.findall(r"^-- include: (.*)$", text, re.M)
+    }
+    assert set(LUA) == {f"{name}.lua" for name in SCRIPTS} | included
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_states_its_contract(name: str) -> None:
+    lines = SCRIPTS[name].source.splitlines()
+    assert re.fullmatch(r"#!lua( flags=(no-writes|allow-oom))?", lines[0])
+    header = "\n".join(line for line in lines[1:12] if line.startswith("--"))
+    assert "-- KEYS: " in header
+    assert "-- Reply: " in header
+    if "ARGV[" in SCRIPTS[name].source:
+        assert "-- ARGV: " in header
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_touches_declared_keys_only(name: str) -> None:
+    source = SCRIPTS[name].source
+    declared = set(re.findall(r"^local ([\w, ]+) = KEYS\[", source, re.M))
+    names = {part for names in declared for part in names.split(", ")}
+    # What else may stand for a key: the parameters and tables that hold declared ones.
+    names |= {"place", "index", "KEYS[place]", "KEYS[1]", "events"}
+    commands = re.findall(r"redis\.call\('(\w+)'(?:, ([\w\[\]]+))?", source)
+    assert commands
+    for command, key in commands:
+        assert command not in {"KEYS", "SCAN", "FLUSHALL", "FLUSHDB", "EVAL"}
+        assert command == "TIME" or key in names, (command, key)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_only_reads_says_so(name: str) -> None:
+    writes = {"SET", "INCR", "ZADD", "ZREM", "SADD", "HSET", "UNLINK", "DEL"}
+    writes |= {"ZREMRANGEBYSCORE", "ZREMRANGEBYRANK"}
+    commands = set(re.findall(r"redis\.call\('(\w+)'", SCRIPTS[name].source))
+    assert SCRIPTS[name].writes == bool(commands & writes)
+
+
+def test_scripts_are_in_the_package() -> None:
+    assert resources.files("asyncstore").joinpath("lua", "append.lua").is_file()
+    assert (PACKAGE / "py.typed").is_file()
