@@ -37,6 +37,8 @@ from asyncstore.values import (
     Source,
 )
 
+__version__ = "0.1.0.dev0"
+
 __all__ = [  # noqa: RUF022 - grouped by topic
     # the store
     "open",

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -27,6 +28,7 @@ from uuid import UUID
 import orjson
 
 from asyncstore.errors import InvalidType, InvalidValue
+from asyncstore.names import MAX_SEQUENCE
 from asyncstore.values import Aggregate, Event, RecordedEvent, Retention, Snapshot
 
 if TYPE_CHECKING:
@@ -146,6 +148,8 @@ def decode_snapshot(reply: Sequence[bytes]) -> Snapshot | None:
         fields = _newest_fields(named)
     match fields:
         case [int(sequence), int(microseconds), str(retention), str(encoding)]:
+            if not 0 <= sequence <= MAX_SEQUENCE:
+                raise Undecodable("its sequence is none")
             return Snapshot(
                 sequence,
                 _decode_body(state, encoding),
@@ -204,11 +208,6 @@ def encode_json(argument: str, value: Any) -> bytes:
     return text
 
 
-def decode_json(text: bytes | str) -> Any:
-    """Return the value of a JSON text, or raise ValueError (orjson.JSONDecodeError)."""
-    return orjson.loads(text)
-
-
 def _decode_json(text: bytes) -> Any:
     try:
         return orjson.loads(text)
@@ -220,10 +219,15 @@ def _has_non_finite(value: Any) -> bool:
     rest = [value]
     while rest:
         item = rest.pop()
+        if isinstance(item, Enum):
+            item = item.value
         if isinstance(item, float) and not isfinite(item):
             return True
-        if isinstance(item, Mapping):
-            rest.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            rest.extend(item)
+        # As orjson looks at them: subclasses may show something else.
+        if isinstance(item, dict):
+            rest.extend(dict.values(item))
+        elif isinstance(item, list):
+            rest.extend(list.__iter__(item))
+        elif isinstance(item, tuple):
+            rest.extend(tuple.__iter__(item))
     return False

@@ -11,8 +11,10 @@ import gzip
 import io
 import itertools
 import os
+import stat
 import sys
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
@@ -22,8 +24,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from asyncstore import transfer
+from asyncstore import __version__, transfer
 from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent
+from asyncstore.settings import EMBEDDED, Settings
 from asyncstore.store import open as open_store
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ _SHOWN_BAD_LINES = 20
 _GZIP_MAGIC = b"\x1f\x8b"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_say = Console(stderr=True, highlight=False)
+_say = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 Url = Annotated[
     str | None,
@@ -46,8 +49,18 @@ Url = Annotated[
 KeyPrefix = Annotated[str | None, typer.Option(help="What stands in front of every key.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"asyncstore {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _asyncstore() -> None:
+def _asyncstore(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
     """The event store you await: events of Redis, Valkey or an embedded server."""
 
 
@@ -69,7 +82,10 @@ def export(
     file: Annotated[Path, typer.Argument(help="JSON lines, .gz too; - for the output.")] = _PIPE,
     domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
     skip_corrupt: Annotated[
-        bool, typer.Option(help="Name events that can't be read, and go on.")
+        bool,
+        typer.Option(
+            help="Name events that can't be read, and go on; what follows loses its sequence."
+        ),
     ] = False,
     url: Url = None,
     key_prefix: KeyPrefix = None,
@@ -93,12 +109,16 @@ def _run(command: Callable[[], Coroutine[Any, Any, int]]) -> None:
     except ConfigurationError as error:
         _say.print(f"error: {error}", style="red", markup=False)
         code = 2
-    except (AsyncStoreError, OSError, EOFError) as error:
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. What is left of it must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except (AsyncStoreError, OSError, EOFError, zlib.error) as error:
         _say.print(f"error: {error}", style="red", markup=False)
         code = 1
     except KeyboardInterrupt:
         _say.print("interrupted; what was stored is stored, run it again to go on")
-        code = 130
+        os._exit(130)  # a thread may still wait for a pipe, and nothing else is left to do
     raise typer.Exit(code)
 
 
@@ -107,17 +127,24 @@ def _run(command: Callable[[], Coroutine[Any, Any, int]]) -> None:
 
 async def _import(path: Path, options: Options) -> int:
     started = time.perf_counter()
-    async with open_store(**options) as store:
-        loading = transfer.Import(store)
-        with _reading(path) as source, _progress("importing", source.size) as advance:
-            while not loading.report.stopped:
-                chunk = await anyio.to_thread.run_sync(source.chunk)
-                if not chunk:
-                    break
-                await loading.load(chunk)
-                advance(source.position(), loading.report.stored + loading.report.present)
-    _print_report(loading.report, time.perf_counter() - started)
+    with _reading(path) as source:
+        async with open_store(**options) as store:
+            loading = transfer.Import(store)
+            try:
+                await _load_all(source, loading)
+            finally:
+                _print_report(loading.report, time.perf_counter() - started)
     return 1 if loading.report.bad_lines else 0
+
+
+async def _load_all(source: _Source, loading: transfer.Import) -> None:
+    with _progress("importing", source.size) as advance:
+        while not loading.report.stopped:
+            chunk = await anyio.to_thread.run_sync(source.chunk, abandon_on_cancel=True)
+            if not chunk:
+                break
+            await loading.load(chunk)
+            advance(source.position(), loading.report.stored + loading.report.present)
 
 
 def _print_report(report: ImportReport, seconds: float) -> None:
@@ -130,10 +157,10 @@ def _print_report(report: ImportReport, seconds: float) -> None:
         _say.print(f"stopped: line {last} names no aggregate, so what follows may belong after it")
     if report.held_back:
         _say.print(f"{report.held_back:,} events held back: they follow a bad line")
-    rate = (report.stored + report.present) / seconds
+    rate = f", {report.stored / seconds:,.0f} events/s" if report.stored else ""
     _say.print(
         f"{report.stored:,} events stored, {report.present:,} were there, "
-        f"{report.aggregates:,} aggregates, {seconds:.1f} s, {rate:,.0f} events/s"
+        f"{report.aggregates:,} aggregates, {seconds:.1f} s{rate}"
     )
 
 
@@ -150,7 +177,14 @@ class _Source:
 
     def chunk(self) -> list[tuple[int, bytes]]:
         """Return the next lines with their numbers; [] at the end."""
-        return list(itertools.islice(self._lines, transfer.CHUNK_LINES))
+        chunk: list[tuple[int, bytes]] = []
+        size = 0
+        for numbered_line in itertools.islice(self._lines, transfer.CHUNK_LINES):
+            chunk.append(numbered_line)
+            size += len(numbered_line[1])
+            if size > transfer.CHUNK_BYTES:
+                break
+        return chunk
 
     def position(self) -> int | None:
         """Return how many bytes of the file have been read; None for a pipe."""
@@ -163,7 +197,9 @@ def _reading(path: Path) -> Iterator[_Source]:
         yield _Source(cast(IO[bytes], sys.stdin.buffer), None)
     else:
         with path.open("rb", buffering=0) as file:
-            yield _Source(cast(IO[bytes], file), path.stat().st_size)
+            status = os.fstat(file.fileno())
+            size = status.st_size if stat.S_ISREG(status.st_mode) else None
+            yield _Source(cast(IO[bytes], file), size)
 
 
 # Export
@@ -176,14 +212,19 @@ async def _export(path: Path, domains: list[str] | None, skip: bool, options: Op
         corrupt.append(error)
         _say.print(f"left out: {error}", style="red", markup=False)
 
-    async with open_store(**options) as store:
-        with _writing(path) as target, _progress("exporting", None) as advance:
-            count = 0
-            async for line in transfer.export_lines(store, domains, note if skip else None):
-                target.write(line)
-                count += 1
-                if count % 1000 == 0:
-                    advance(None, count)
+    settings = Settings.resolve(options)
+    directory = settings.embedded_directory()
+    if settings.backend == EMBEDDED and directory is not None and not directory.exists():
+        raise ConfigurationError("path", f"there is no store in {directory}", "the settings")
+    count = 0
+    with _writing(path) as target:
+        async with open_store(settings) as store:
+            with _progress("exporting", None) as advance:
+                async for line in transfer.export_lines(store, domains, note if skip else None):
+                    target.write(line)
+                    count += 1
+                    if count % 1000 == 0:
+                        advance(None, count)
     _say.print(f"{count:,} events exported" + (f", {len(corrupt)} left out" if corrupt else ""))
     return 1 if corrupt else 0
 
@@ -195,13 +236,33 @@ def _writing(path: Path) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    part = path.with_name(path.name + ".part")
+    if path.exists() and not path.is_file():  # a device or a named pipe; a directory says no
+        with _opened(path, path) as file:
+            yield file
+        return
+    target = path.resolve()
+    part = target.with_name(target.name + ".part")
     try:
-        with gzip.open(part, "wb") if path.suffix == ".gz" else part.open("wb") as file:
-            yield cast(IO[bytes], file)
-        os.replace(part, path)
+        with _opened(part, path) as file:
+            yield file
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(place: Path, path: Path) -> Iterator[IO[bytes]]:
+    """Open `place` for writing, compressed if that is how the user calls it: `path`."""
+    try:
+        file = place.open("wb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    with file:
+        if not path.name.endswith(".gz"):
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file, mode="wb") as packed:
+            yield cast(IO[bytes], packed)
 
 
 @contextmanager

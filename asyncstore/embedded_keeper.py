@@ -43,6 +43,7 @@ _ORPHAN_SECONDS = 2
 _FIRST_USER_SECONDS = 30
 _STOP_SECONDS = 60
 _LARGEST_LOG = 1 << 20
+_MOST_RESTARTS = 5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -56,6 +57,7 @@ def main(argument: str) -> None:
     control = _listen(plan["control"])
     if os.fork() == 0:
         os.setsid()
+        os.chdir("/")
         _rotate_log(Path(plan["data"]))
         Keeper(plan, lock, control).run()
         os._exit(0)
@@ -81,6 +83,7 @@ def _take_lock(plan: dict[str, Any]) -> int | None:
 
 
 def _listen(path: str) -> socket.socket:
+    Path(path).parent.mkdir(mode=0o700, exist_ok=True)  # the last keeper may just have removed it
     Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -124,6 +127,7 @@ class Keeper:
         self._last_user: socket.socket | None = None
         self._ready = False  # as far as we know, it answers
         self._proven = False  # it did answer once
+        self._restarts = 0  # since then
         self._stopping = False
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
         self._selector = selectors.DefaultSelector()
@@ -142,6 +146,7 @@ class Keeper:
                 return
             if not self._ready and self._answers():
                 self._ready = self._proven = True
+                self._restarts = 0
                 self._tell(b"ready\n")
             if not self._users and time.monotonic() > patience:
                 self._stopping = True
@@ -165,8 +170,14 @@ class Keeper:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
     def _restart(self) -> bool:
-        """Start a server anew that was ready once. One that never was won't be the next time."""
-        if self._proven:
+        """Start a server anew that was ready, or was killed, and whose data are not gone with it.
+
+        One that ended by itself before it was ready would do so again.
+        """
+        self._restarts += 1
+        was_killed = self._server.returncode < 0
+        hopeful = (self._proven or was_killed) and self._restarts <= _MOST_RESTARTS
+        if hopeful and not self._plan["throw_away"]:
             self._ready = self._proven = False
             self._server = self._start()
             return True
@@ -182,10 +193,12 @@ class Keeper:
         self._control.close()
         Path(self._plan["control"]).unlink(missing_ok=True)
         self._server.terminate()
+        # Without its directory it can't save, and would refuse to end.
+        patience = _STOP_SECONDS if Path(self._plan["data"]).is_dir() else 0
         try:
-            self._server.wait(_STOP_SECONDS)
+            self._server.wait(patience)
         except subprocess.TimeoutExpired:
-            # It can't save its RDB. What it appended to the AOF is with the kernel already.
+            # It can't save its RDB, and has been given its time to write the AOF.
             self._server.kill()
             self._server.wait()
         self._clean_up()
@@ -193,6 +206,10 @@ class Keeper:
     def _clean_up(self) -> None:
         for name in ("control", "socket"):
             Path(self._plan[name]).unlink(missing_ok=True)
+        sockets = Path(self._plan["control"]).parent
+        if sockets != Path(self._plan["data"]):
+            with contextlib.suppress(OSError):
+                sockets.rmdir()
         if self._plan["throw_away"]:
             shutil.rmtree(self._plan["data"], ignore_errors=True)
 

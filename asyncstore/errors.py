@@ -198,6 +198,7 @@ class StoreFull(AsyncStoreError):
 
 
 _HINTS = {
+    "ERR": "it does not take what we sent; does it have the database that the URL names?",
     "NOPERM": "its ACL does not allow this user a command or a key that the store needs",
     "WRONGTYPE": "a key holds another kind of value; does something else use the same key_prefix?",
 }

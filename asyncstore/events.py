@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -25,12 +26,13 @@ from asyncstore.values import (
     Expected,
     Loaded,
     RecordedEvent,
+    check_aggregate,
     check_expected,
     check_moment,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator
     from datetime import datetime
 
     from asyncstore.keys import Keys
@@ -45,6 +47,7 @@ class Limits:
     """What one append may hold; see Settings."""
 
     max_event_bytes: int
+    max_append_bytes: int
     max_append_events: int
 
 
@@ -81,9 +84,9 @@ class _Range:
     def arguments(self) -> list[str | int]:
         """Return the ARGV of read.lua."""
         return [
-            self.start,
-            "+inf" if self.stop is None else f"({self.stop}",
-            _PAGE_EVENTS if self.limit is None else min(self.limit, _PAGE_EVENTS),
+            int(self.start),
+            "+inf" if self.stop is None else f"({int(self.stop)}",
+            _PAGE_EVENTS if self.limit is None else min(int(self.limit), _PAGE_EVENTS),
             "backwards" if self.reverse else "",
             "" if self.until is None else codec.to_microseconds(self.until),
         ]
@@ -111,7 +114,7 @@ class Events:
         nothing was written, `OutcomeUnknown` when the answer was lost.
         """
         _check_main(aggregate)
-        check_expected(expected)
+        expected = check_expected(expected)
         batch = _check_batch(events)
         if not batch:
             end = await self.next_sequence(aggregate)
@@ -182,7 +185,9 @@ class Events:
         if fields and snapshot is None:
             return Loaded(None, await self.read(aggregate, stop=next_sequence), next_sequence)
         start = 0 if snapshot is None else snapshot.sequence + 1
-        wanted = _Range(aggregate, start, max(start, next_sequence))
+        if start >= next_sequence:
+            return Loaded(snapshot, [], next_sequence)
+        wanted = _Range(aggregate, start, next_sequence)
         events, error = await self._decode_page(wanted, page[1:])
         if error:
             raise error
@@ -251,6 +256,9 @@ class Events:
                 limit = self._limits.max_event_bytes
                 raise EventTooLarge("max_event_bytes", limit, len(member), index)
             arguments += (time, member)
+        total = sum(map(len, arguments))
+        if total > self._limits.max_append_bytes:
+            raise EventTooLarge("max_append_bytes", self._limits.max_append_bytes, total)
         return arguments
 
     # Reading
@@ -297,20 +305,20 @@ class Events:
         return events, None
 
     async def _corrupt(self, wanted: _Range, member: bytes, why: str) -> CorruptEvent:
-        return CorruptEvent(
-            self._keys.events(wanted.aggregate), await self._score(wanted, member), why
-        )
+        score = await self._score(wanted, member)
+        sequence = wanted.start if score is None else score
+        return CorruptEvent(self._keys.events(wanted.aggregate), sequence, why)
 
     async def _misplaced(self, wanted: _Range, member: bytes, place: int) -> CorruptEvent:
-        why = "the event is missing"
-        if await self._score(wanted, member) == place:
-            why = "its header names another sequence"
+        is_there = await self._score(wanted, member) == place
+        why = "its header names another sequence" if is_there else "the event is missing"
         return CorruptEvent(self._keys.events(wanted.aggregate), place, why)
 
-    async def _score(self, wanted: _Range, member: bytes) -> int:
+    async def _score(self, wanted: _Range, member: bytes) -> int | None:
+        """Return where a member stands; None if it is gone meanwhile."""
         key = self._keys.events(wanted.aggregate)
         score = await self._transport.command("ZSCORE", key, member)
-        return int(float(score)) if score else -1
+        return int(score) if score and score.isdigit() else None
 
     # Listing
 
@@ -345,19 +353,16 @@ class Events:
 
 
 def _check_main(aggregate: Aggregate) -> None:
-    if not isinstance(aggregate, Aggregate):
-        raise InvalidType("aggregate", f"an Aggregate, not {type(aggregate).__name__}")
-    if aggregate.edition != MAIN:
+    if check_aggregate(aggregate).edition != MAIN:
         why = f"this version keeps events on the edition {MAIN!r} only"
         raise InvalidName("edition", aggregate.edition, why)
 
 
 def _check_batch(events: Iterable[Event]) -> list[Event]:
-    try:
-        batch = list(events)
-    except TypeError:
+    if not isinstance(events, Iterable):
         why = f"a list of Event is wanted, not {type(events).__name__}"
-        raise InvalidType("events", why) from None
+        raise InvalidType("events", why)
+    batch = list(events)
     for index, event in enumerate(batch):
         if not isinstance(event, Event):
             why = f"at index {index} is a {type(event).__name__}, an Event is wanted"

@@ -8,10 +8,9 @@ slot.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from asyncstore.values import Aggregate
+from asyncstore.values import Aggregate, check_aggregate
 
 _TAG: Final = "{all}"
 
@@ -68,4 +67,5 @@ class Keys:
 
 
 def _place(aggregate: Aggregate) -> str:
+    check_aggregate(aggregate)
     return f"{aggregate.domain}:{aggregate.edition}:{{{aggregate.root}}}"

@@ -20,7 +20,11 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def check_name(part: str, value: str) -> str:
-    """Return `value` if it can name a domain, an edition or a handler; `part` says which."""
+    """Return `value` if it can name a domain, an edition or a handler; `part` says which.
+
+    What comes back is a plain str: a key must not depend on how a subclass, such as an enum, shows
+    itself.
+    """
     _check_is_str(part, value)
     if not value:
         raise InvalidName(part, value, "it is empty")
@@ -29,11 +33,11 @@ def check_name(part: str, value: str) -> str:
         raise InvalidName(part, shown, f"it has {len(value)} characters, {MAX_NAME} are allowed")
     if not _NAME.fullmatch(value):
         raise InvalidName(part, value, "only letters A-Z a-z, digits, '.', '_' and '-' are allowed")
-    return value
+    return str.__str__(value)
 
 
 def check_root(value: str) -> str:
-    """Return `value` if it can be the root of an aggregate."""
+    """Return `value`, as a plain str, if it can be the root of an aggregate."""
     _check_is_str("root", value)
     if not value:
         raise InvalidName("root", value, "it is empty")
@@ -48,7 +52,7 @@ def check_root(value: str) -> str:
         raise InvalidName("root", value, "braces are kept for the cluster's hash tag")
     if not value.isprintable() and any(unicodedata.category(char) == "Cc" for char in value):
         raise InvalidName("root", value, "it has a control character")
-    return value
+    return str.__str__(value)
 
 
 def check_sequence(argument: str, value: int) -> int:
@@ -56,7 +60,7 @@ def check_sequence(argument: str, value: int) -> int:
     check_whole_number(argument, value)
     if value > MAX_SEQUENCE:
         raise InvalidValue(argument, f"{value} is beyond the largest sequence, {MAX_SEQUENCE}")
-    return value
+    return int(value)
 
 
 def check_whole_number(argument: str, value: int) -> int:
@@ -65,7 +69,7 @@ def check_whole_number(argument: str, value: int) -> int:
         raise InvalidType(argument, f"a whole number is wanted, not {type(value).__name__}")
     if value < 0:
         raise InvalidValue(argument, f"{value} is negative")
-    return value
+    return int(value)
 
 
 def _check_is_str(part: str, value: object) -> None:

@@ -24,7 +24,8 @@ class Positions:
 
     async def get(self, handler: str, aggregate: Aggregate) -> int | None:
         """Return the position, or None where the handler has none. 0 is a position."""
-        key = self._keys.position(check_name("handler", handler), aggregate)
+        handler = check_name("handler", handler)
+        key = self._keys.position(handler, aggregate)
         value: bytes | None = await self._transport.command("GET", key)
         if value is None:
             return None
@@ -41,8 +42,9 @@ class Positions:
         return await self._put(handler, aggregate, sequence, "forwards")
 
     async def _put(self, handler: str, aggregate: Aggregate, sequence: int, direction: str) -> bool:
-        position = self._keys.position(check_name("handler", handler), aggregate)
-        check_sequence("sequence", sequence)
+        handler = check_name("handler", handler)
+        position = self._keys.position(handler, aggregate)
+        sequence = check_sequence("sequence", sequence)
         (outcome,) = await self._transport.run(
             scripts.PUT_POSITION,
             [position, self._keys.handlers(aggregate)],

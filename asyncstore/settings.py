@@ -1,8 +1,10 @@
 """Where the store is and how it behaves: arguments, environment, `asyncstore.toml`, in that order.
 
 A setting is described once, in `_SETTINGS`: its field, its key in the file, its environment
-variable. Where the store is (`backend`, `url`, `urls`) is settled as one thing: a REDIS_URL in the
-environment also overrides a `backend = "embedded"` in the file.
+variable. Where the store is (`backend`, `url`, `urls`, `path`) is settled as one thing: a source
+that names a place without a backend, such as a REDIS_URL in the environment, overrides the backend
+and the places of the sources after it. The environment and the file may describe places of both
+backends, and `backend` chooses.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import tomli_w
 
@@ -37,6 +39,8 @@ _SCHEMES: Final = {
     "valkeys": "rediss",
     "unix": "unix",
 }
+# What a URL may set behind its "?"; all else is the driver's business.
+_OPTIONS = re.compile(r"db|username|password|client_name|ssl_[a-z_]+")
 _MAX_PREFIX: Final = 128
 _BIGGEST_VALUE: Final = 512 * 1024 * 1024  # what Redis takes in one value, by default
 
@@ -53,6 +57,7 @@ class Options(TypedDict, total=False):
     key_prefix: str
     max_event_bytes: int
     max_append_events: int
+    max_append_bytes: int
     max_connections: int
     timeout: float
     allow_eviction: bool
@@ -64,11 +69,11 @@ class Settings:
 
     `backend` is "redis" or "embedded"; None derives it from the rest. `url` names one server
     (`redis://`, `rediss://`, `unix://`, `valkey://`, `valkeys://`, `embedded://`), `urls` the
-    nodes of a cluster, `path` the directory of an embedded server whose data lasts.
-    `key_prefix` goes in front of every key. `max_event_bytes` bounds one event, `max_append_events`
-    the events of one append. `timeout` is in seconds, for a connection and for one answer;
-    `max_connections` bounds the calls in flight. `allow_eviction` accepts a server that deletes
-    histories when its memory is full.
+    nodes of a cluster, `path` the directory of an embedded server whose data lasts. `key_prefix`
+    goes in front of every key. `max_event_bytes` bounds one event, `max_append_events` and
+    `max_append_bytes` the events of one append. `timeout` is in seconds, for a connection and for
+    one answer; `max_connections` bounds the calls in flight. `allow_eviction` accepts a server
+    that deletes histories when its memory is full.
     """
 
     backend: str | None = None
@@ -78,6 +83,7 @@ class Settings:
     key_prefix: str = ""
     max_event_bytes: int = 16 * 1024 * 1024
     max_append_events: int = 10_000
+    max_append_bytes: int = 64 * 1024 * 1024
     max_connections: int = 64
     timeout: float = 10.0
     allow_eviction: bool = False
@@ -134,11 +140,11 @@ class Settings:
         return text
 
     def where(self) -> str:
-        """Return where the store is, with the password: `mask` it before showing it."""
+        """Return where the store is, without the password, to be shown."""
         if self.urls:
-            return ",".join(self.urls)
+            return ",".join(mask(url) for url in self.urls)
         if self.url is not None:
-            return self.url
+            return mask(self.url)
         return f"embedded://{Path(self.path or DEFAULT_DIRECTORY).absolute()}"
 
     def server_url(self) -> str:
@@ -166,16 +172,36 @@ class Settings:
 
 
 def mask(url: str) -> str:
-    """Return the URL with `***` for its password, whatever it looks like."""
-    if "," in url:
-        return ",".join(mask(part) for part in url.split(","))
-    before, at, after = url.rpartition("@")
+    """Return the URL with `***` for its password, however wrong it is."""
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        scheme, rest = "", url
+    return f"{scheme}{slashes}{_mask_query(_mask_login(rest))}"
+
+
+def _mask_login(rest: str) -> str:
+    if rest.startswith("/"):
+        return rest  # the path of a socket or a directory: nobody logs in there
+    login, at, host = rest.rpartition("@")
     if at:
-        scheme, slashes, login = before.rpartition("://")
-        user = login.split(":", 1)[0]
-        shown = f"{user}:***" if ":" in login else "***"
-        url = f"{scheme}{slashes}{shown}@{after}"
-    return re.sub(r"(?i)([?&][a-z_]*password=)[^&#]*", r"\1***", url)
+        user, colon, _ = login.partition(":")
+        return f"{user}:***@{host}" if colon else f"***@{host}"
+    if _HOST_AND_PORT.fullmatch(rest):
+        return rest
+    # Whoever forgot the host has left a user and a password.
+    return f"{rest.partition(':')[0]}:***"
+
+
+def _mask_query(rest: str) -> str:
+    return re.sub(r"([?&][^=&#]*=)([^&#]*)", _mask_option, rest)
+
+
+def _mask_option(option: re.Match[str]) -> str:
+    is_password = "password" in unquote(option[1]).lower()
+    return option[1] + "***" if is_password else option[0]
+
+
+_HOST_AND_PORT = re.compile(r"([^:#?/]*|\[[0-9a-fA-F:.]*\])(:\d{0,5})?(/\d*)?(\?[^#]*)?")
 
 
 # Checks
@@ -184,13 +210,15 @@ def mask(url: str) -> str:
 _WHOLE_NUMBERS: Final = {
     "max_event_bytes": _BIGGEST_VALUE,
     "max_append_events": 100_000,
+    "max_append_bytes": _BIGGEST_VALUE,
     "max_connections": 10_000,
 }
 
 
 def _check_where(settings: Settings) -> str:
     if settings.backend not in (None, EMBEDDED, REDIS):
-        why = f"there is no backend {settings.backend!r}: choose {EMBEDDED!r} or {REDIS!r}"
+        named = mask(str(settings.backend))
+        why = f"there is no backend {named!r}: choose {EMBEDDED!r} or {REDIS!r}"
         raise ConfigurationError("backend", why)
     if settings.url is not None and settings.urls:
         raise ConfigurationError("urls", "give url for one server or urls for a cluster, not both")
@@ -199,7 +227,7 @@ def _check_where(settings: Settings) -> str:
     else:
         derived = REDIS if settings.urls else EMBEDDED
     if settings.backend == REDIS and derived != REDIS:
-        raise ConfigurationError("url", "the backend is redis: give the URL of a server")
+        raise ConfigurationError("url", "the URL of a server is missing, and the backend is redis")
     if settings.backend == EMBEDDED and derived != EMBEDDED:
         raise ConfigurationError("backend", "it is embedded, but the URL is one of a server")
     if settings.path is not None:
@@ -209,7 +237,8 @@ def _check_where(settings: Settings) -> str:
 
 def _check_path(settings: Settings, backend: str) -> None:
     if backend != EMBEDDED or settings.url is not None:
-        raise ConfigurationError("path", "it is for an embedded server without a url")
+        why = "there is a url too: name the one that counts by backend"
+        raise ConfigurationError("path", why)
     if not isinstance(settings.path, (str, Path)) or not str(settings.path):
         raise ConfigurationError("path", "the name of a directory is wanted")
 
@@ -227,29 +256,54 @@ def _check_url(key: str, url: object) -> str:
     """Return the backend that the URL stands for."""
     if not isinstance(url, str):
         raise ConfigurationError(key, f"a URL is wanted, not {type(url).__name__}")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ConfigurationError(key, f"{mask(url)!r} is not a URL") from None
+    parts = _split(url)
+    if parts is None:
+        raise ConfigurationError(key, f"{mask(url)!r} is not a URL")
     if parts.scheme == EMBEDDED:
         return _check_embedded(key, url, parts)
     if parts.scheme not in _SCHEMES or not url.startswith(f"{parts.scheme}://"):
         schemes = ", ".join(f"{scheme}://" for scheme in (*_SCHEMES, EMBEDDED))
-        raise ConfigurationError(key, f"{mask(url)!r} is not a URL that starts with {schemes}")
+        why = f"{mask(url)!r} is not a URL such as redis://localhost:6379; it starts with {schemes}"
+        raise ConfigurationError(key, why)
     if not (parts.path if parts.scheme == "unix" else parts.hostname):
         missing = "the path of a socket" if parts.scheme == "unix" else "a host"
         raise ConfigurationError(key, f"{mask(url)!r} is without {missing}")
+    if parts.fragment:
+        raise ConfigurationError(key, f"{mask(url)!r}: a # in a URL is to be written as %23")
     if parts.scheme != "unix" and not re.fullmatch(r"/?|/\d{1,5}", parts.path):
         why = f"{mask(url)!r}: after the host, only the number of a database can follow"
         raise ConfigurationError(key, why)
+    _check_options(key, parts)
     return REDIS
+
+
+def _check_options(key: str, parts: SplitResult) -> None:
+    for option, value in parse_qsl(parts.query, keep_blank_values=True):
+        if not _OPTIONS.fullmatch(option):
+            named = repr(option) if option.isidentifier() else "something behind the ?"
+            raise ConfigurationError(key, f"{named} is not an option that a URL can set")
+        if option == "db" and not value.isdecimal():
+            raise ConfigurationError(key, "the option db wants the number of a database")
+
+
+def _split(url: str) -> SplitResult | None:
+    # Not raised from here: what Python says of a bad port may show the password.
+    if not url.isprintable():
+        return None
+    try:
+        parts = urlsplit(url)
+        return parts if parts.port is None or parts.hostname else None
+    except ValueError:
+        return None
 
 
 def _check_embedded(key: str, url: str, parts: SplitResult) -> str:
     if not url.startswith("embedded://") or parts.netloc or parts.query or parts.fragment:
         why = f"{mask(url)!r}: embedded:// or embedded:///absolute/path is wanted"
         raise ConfigurationError(key, why)
+    path = unquote(parts.path)
+    if not path.isprintable() or (path and not path.strip("/")):
+        raise ConfigurationError(key, f"{url!r} does not name a directory")
     return EMBEDDED
 
 
@@ -303,12 +357,18 @@ _SETTINGS: Final = (
     _Setting("key_prefix", "storage.key_prefix", "ASYNCSTORE_KEY_PREFIX"),
     _Setting("max_event_bytes", "storage.max_event_bytes", "ASYNCSTORE_MAX_EVENT_BYTES", int),
     _Setting("max_append_events", "storage.max_append_events", "ASYNCSTORE_MAX_APPEND_EVENTS", int),
+    _Setting("max_append_bytes", "storage.max_append_bytes", "ASYNCSTORE_MAX_APPEND_BYTES", int),
     _Setting("max_connections", "storage.max_connections", "ASYNCSTORE_MAX_CONNECTIONS", int),
     _Setting("timeout", "storage.timeout", "ASYNCSTORE_TIMEOUT", float),
     _Setting("allow_eviction", "storage.allow_eviction", "ASYNCSTORE_ALLOW_EVICTION", _parse_bool),
 )
+_WANTED: Final[Mapping[Callable[[str], Any], str]] = {
+    int: "a whole number, in digits,",
+    float: "a number",
+    _parse_bool: "true or false",
+}
 _CONFIG_VARIABLE: Final = "ASYNCSTORE_CONFIG"
-_WHERE: Final = ("backend", "url", "urls", "path")
+_PLACES: Final = ("url", "urls", "path")
 
 # Not settings: the variables of this project's tests, and those that Kubernetes sets in every
 # pod for a service that happens to be called "asyncstore".
@@ -333,7 +393,10 @@ def _from_options(options: Options) -> _Said:
     for name in options:
         if name not in known:
             raise ConfigurationError(name, "there is no such setting")
-    values = {name: value for name, value in options.items() if value is not None}
+    values = {name: value for name, value in options.items() if value not in (None, [], ())}
+    named: Layer = {name: values[name] for name in ("backend", *_PLACES) if name in values}
+    if len(named) > 1:
+        Settings(**named)  # they must make sense together; none of them is passed over
     return _Said(values, _ARGUMENTS, {})
 
 
@@ -350,7 +413,7 @@ def _from_env(environ: Mapping[str, str]) -> _Said:
             try:
                 values[setting.field] = setting.parse(text)
             except (ValueError, KeyError):
-                why = "its value can't be read"
+                why = f"{_WANTED[setting.parse]} is wanted"
                 raise ConfigurationError(setting.variable, why, _ENVIRONMENT) from None
     return _Said(values, _ENVIRONMENT, {s.field: s.variable for s in _SETTINGS})
 
@@ -360,7 +423,7 @@ def _find_file(environ: Mapping[str, str]) -> _Said:
     if named:
         return _from_toml(Path(named))
     path = Path(FILE_NAME)
-    return _from_toml(path) if path.is_file() else _Said({}, FILE_NAME, {})
+    return _from_toml(path) if path.exists() else _Said({}, FILE_NAME, {})
 
 
 def _from_toml(path: Path) -> _Said:
@@ -392,12 +455,15 @@ def _build(sources: list[_Said]) -> Settings:
     """Return the settings of several sources, the first of which counts most."""
     merged: Layer = {}
     for said in reversed(sources):
-        values = _without_other_backend(said.values)
-        if not values.keys().isdisjoint(("url", "urls", "path")):
-            merged = {name: value for name, value in merged.items() if name not in _WHERE}
-        merged = _without_other_backend({**merged, **values})
+        overridden: set[str] = set()
+        if not said.values.keys().isdisjoint(("url", "urls")):
+            overridden = {"url", "urls"}
+        if "backend" not in said.values and not said.values.keys().isdisjoint(_PLACES):
+            overridden = {"backend", *_PLACES}
+        merged = {name: value for name, value in merged.items() if name not in overridden}
+        merged |= said.values
     try:
-        return Settings(**merged)
+        return Settings(**_without_other_backend(merged))
     except ConfigurationError as error:
         raise _blame(sources, error) from None
 
@@ -432,4 +498,5 @@ def _plain(value: Any) -> Any:
 def _write_private(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        path.chmod(0o600)  # it may have been there before, for everybody to read
         file.write(text)

@@ -53,7 +53,7 @@ class Snapshots:
         `state` is anything JSON, or bytes. A snapshot of the same sequence is replaced; an older
         one than the newest never becomes the newest. `retention` says how long it stays.
         """
-        check_sequence("sequence", sequence)
+        sequence = check_sequence("sequence", sequence)
         if not isinstance(retention, Retention):
             raise InvalidType("retention", f"a Retention, not {type(retention).__name__}")
         body, encoding = codec.encode_state(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from asyncstore import codec, embedded, scripts
 from asyncstore.errors import (
@@ -16,7 +16,7 @@ from asyncstore.errors import (
 from asyncstore.events import Events, Limits
 from asyncstore.keys import Keys
 from asyncstore.positions import Positions
-from asyncstore.settings import EMBEDDED, Options, Settings, mask
+from asyncstore.settings import EMBEDDED, Options, Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.transport import Transport
 
@@ -51,6 +51,8 @@ def open(where: str | Settings | None = None, **options: Unpack[Options]) -> Sto
             why = "give Settings or options, not both"
             raise ConfigurationError(next(iter(options)), why)
         return Store(where)
+    if where is not None and options.get("url") is not None:
+        raise ConfigurationError("url", "it is given twice")
     if where is not None:
         options["url"] = where
     return Store(Settings.resolve(options))
@@ -67,7 +69,9 @@ class Store:
         )
         self._cleanup = AsyncExitStack()
         self._entered = False
-        limits = Limits(settings.max_event_bytes, settings.max_append_events)
+        limits = Limits(
+            settings.max_event_bytes, settings.max_append_bytes, settings.max_append_events
+        )
         self.events = Events(self._transport, self._keys, limits)
         self.positions = Positions(self._transport, self._keys)
         self.snapshots = Snapshots(self._transport, self._keys)
@@ -91,7 +95,7 @@ class Store:
         async with AsyncExitStack() as stack:
             url = await self._server(stack)
             stack.push_async_callback(self._transport.aclose)
-            await self._transport.open(url, mask(self._settings.where()))
+            await self._transport.open(url, self._settings.where())
             await self._check_server()
             await self._check_layout()
             self._cleanup = stack.pop_all()
@@ -106,7 +110,7 @@ class Store:
         await self._cleanup.aclose()
 
     def __repr__(self) -> str:
-        return f"<Store {mask(self._settings.where())} prefix={self._settings.key_prefix!r}>"
+        return f"<Store {self._settings.where()} prefix={self._settings.key_prefix!r}>"
 
     async def _server(self, stack: AsyncExitStack) -> str:
         if self._settings.backend == EMBEDDED:
@@ -114,12 +118,12 @@ class Store:
             return await stack.enter_async_context(embedded.running(directory))
         if self._settings.urls:
             why = "clusters are not supported yet: give one server by `url`"
-            raise ConfigurationError("urls", why)
+            raise ConfigurationError("urls", why, "the settings")
         return self._settings.server_url()
 
     async def _check_server(self) -> None:
         """Refuse a server that is too old, part of a cluster, or that throws histories away."""
-        where = mask(self._settings.where())
+        where = self._settings.where()
         try:
             info = _parse_info(await self._transport.command("INFO"))
         except UnexpectedReply as error:
@@ -128,21 +132,26 @@ class Store:
         version = info.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_SERVER:
             why = f"the server is Redis {version}; Redis 7.0 or newer, or Valkey, is needed"
-            raise ConfigurationError("url", why)
+            raise ConfigurationError("url", why, "the settings")
         if info.get("cluster_enabled") == "1":
-            raise ConfigurationError("url", "the server is a cluster's; that is not supported yet")
+            raise ConfigurationError(
+                "url", "the server is a cluster's; that is not supported yet", "the settings"
+            )
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and not self._settings.allow_eviction:
             raise UnsafeServer(where, policy)
 
     async def _check_layout(self) -> None:
-        (found,) = await self._transport.run(scripts.OPEN, [self._keys.layout()], [codec.LAYOUT])
+        found: Any = await self._transport.command("GET", self._keys.layout())
+        if found is None:
+            keys = [self._keys.layout()]
+            (found,) = await self._transport.run(scripts.OPEN, keys, [codec.LAYOUT])
         if found != b"%d" % codec.LAYOUT:
             why = (
                 f"the store has layout {found.decode(errors='replace')!r}, and this version of "
                 f"asyncstore knows {codec.LAYOUT}: use a version that knows it"
             )
-            raise ConfigurationError("url", why)
+            raise ConfigurationError("url", why, "the settings")
 
 
 def _parse_info(reply: bytes) -> dict[str, str]:

@@ -8,6 +8,7 @@ aggregate stand in their order; between aggregates no order is needed.
 from __future__ import annotations
 
 import base64
+import json
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -27,15 +28,18 @@ from asyncstore.errors import (
     SequenceConflict,
 )
 from asyncstore.names import check_sequence
-from asyncstore.values import ANY, MAIN, Aggregate, Event, RecordedEvent
+from asyncstore.values import ANY, MAIN, Aggregate, Event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from uuid import UUID
 
+    from asyncstore.settings import Settings
     from asyncstore.store import Store
+    from asyncstore.values import RecordedEvent
 
 CHUNK_LINES: Final = 2000
+CHUNK_BYTES: Final = 16 * 1024 * 1024
 _WRITERS: Final = 32
 _TRIES: Final = 100  # each means that somebody else has written to the aggregate meanwhile
 _ID_NAMESPACE: Final = uuid.UUID("6d1f4a62-6c1c-5b8e-9d5b-3f0a5f1f8a11")
@@ -85,6 +89,7 @@ class _Line:
     number: int
     event: Event
     sequence: int | None
+    size: int
 
 
 @dataclass(slots=True)
@@ -99,6 +104,7 @@ class _Progress:
     next_sequence: int = 0
     known: dict[UUID, int] | None = None
     blocked: bool = False
+    named: set[UUID] = field(default_factory=set)  # ids that lines without a sequence brought
 
 
 @dataclass(slots=True)
@@ -160,7 +166,13 @@ class Import:
                 self.report.held_back += 1
                 return
             progress.lines += 1
-            batches[aggregate].append(_parse_line(number, aggregate, fields, progress.lines))
+            line = _parse_line(number, len(text), aggregate, fields, progress.lines)
+            if "id" in fields and line.sequence is None:
+                if line.event.id in progress.named:
+                    self.report.present += 1  # the same event twice; with a sequence, that shows
+                    return
+                progress.named.add(line.event.id)
+            batches[aggregate].append(line)
         except _Unusable as error:
             self._block(error.aggregate, BadLine(number, str(error)))
 
@@ -172,10 +184,9 @@ class Import:
             self._progress[aggregate].blocked = True
 
     async def _write(self, aggregate: Aggregate, lines: list[_Line]) -> None:
-        most = self._store.settings.max_append_events
         async with self._writers:
-            for first in range(0, len(lines), most):
-                await self._write_batch(aggregate, lines[first : first + most])
+            for batch in _cut(lines, self._store.settings):
+                await self._write_batch(aggregate, batch)
 
     async def _write_batch(self, aggregate: Aggregate, lines: list[_Line]) -> None:
         progress = self._progress[aggregate]
@@ -187,7 +198,11 @@ class Import:
             try:
                 await self._carry_out(aggregate, plan)
             except EventTooLarge as error:
-                refused[plan.new[error.index or 0].number] = str(error)
+                if error.index is None:
+                    raise
+                refused[plan.new[error.index].number] = str(error)
+            except (InvalidType, InvalidValue):
+                refused |= _unstorable(plan.new)
             except (SequenceConflict, OutcomeUnknown):
                 # Somebody was there before, or we were: what is stored says who.
                 await self._look_up(aggregate)
@@ -219,18 +234,34 @@ class Import:
         progress.next_sequence = start + len(new)
 
 
+def _cut(lines: list[_Line], settings: Settings) -> Iterator[list[_Line]]:
+    """Cut lines into appends that the settings allow. A line is about as large as its event."""
+    batch: list[_Line] = []
+    size = 0
+    for line in lines:
+        size += line.size
+        if len(batch) == settings.max_append_events or size > settings.max_append_bytes // 2:
+            if batch:
+                yield batch
+            batch, size = [], line.size
+        batch.append(line)
+    yield batch
+
+
 def _plan(progress: _Progress, lines: list[_Line], refused: dict[int, str]) -> _Plan:
     plan = _Plan()
     known = progress.known or {}
+    present = [index for index, line in enumerate(lines) if line.event.id in known]
     for index, line in enumerate(lines):
         place = known.get(line.event.id)
         next_place = progress.next_sequence + len(plan.new)
         if line.number in refused:
             why = refused[line.number]
-        elif place is not None and plan.new:
-            why = "the store has this event, but not the line before it; was the file changed?"
+        elif place is None and present and index < present[-1]:
+            why = "the store has later lines of its aggregate, but not this one; was it changed?"
         elif line.sequence not in (None, next_place if place is None else place):
-            why = f"its sequence is {line.sequence}, but its place is {place or next_place}"
+            expected = next_place if place is None else place
+            why = f"its sequence is {line.sequence}, but its place is {expected}"
         elif place is not None:
             plan.present += 1
             continue
@@ -241,6 +272,16 @@ def _plan(progress: _Progress, lines: list[_Line], refused: dict[int, str]) -> _
         plan.held_back = len(lines) - index - 1
         break
     return plan
+
+
+def _unstorable(lines: list[_Line]) -> dict[int, str]:
+    """Return the first line whose event has no stored form, and why."""
+    for line in lines:
+        try:
+            codec.encode_event(line.event)
+        except (InvalidType, InvalidValue) as error:
+            return {line.number: str(error)}
+    return {}
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -255,12 +296,17 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _parse_fields(text: bytes) -> dict[str, Any]:
     try:
-        fields = codec.decode_json(text)
-    except ValueError:
+        # Unlike orjson, this keeps integers of any size as they are, so that none changes unseen.
+        fields = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
         raise _Unusable("it is not JSON") from None
     if not isinstance(fields, dict):
         raise _Unusable("it is not a JSON object")
     return fields
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
 
 
 def _parse_aggregate(fields: dict[str, Any]) -> Aggregate:
@@ -273,7 +319,9 @@ def _parse_aggregate(fields: dict[str, Any]) -> Aggregate:
         raise _Unusable(str(error)) from None
 
 
-def _parse_line(number: int, aggregate: Aggregate, fields: dict[str, Any], place: int) -> _Line:
+def _parse_line(
+    number: int, size: int, aggregate: Aggregate, fields: dict[str, Any], place: int
+) -> _Line:
     try:
         if aggregate.edition != MAIN:
             raise _Unusable(f"this version keeps events on the edition {MAIN!r} only")
@@ -283,7 +331,7 @@ def _parse_line(number: int, aggregate: Aggregate, fields: dict[str, Any], place
         sequence = fields.get("sequence")
         if sequence is not None:
             check_sequence("sequence", sequence)
-        return _Line(number, _parse_event(aggregate, fields, place), sequence)
+        return _Line(number, _parse_event(aggregate, fields, place), sequence, size)
     except (_Unusable, InvalidType, InvalidValue) as error:
         raise _Unusable(str(error), aggregate) from None
 
@@ -349,46 +397,51 @@ async def export_lines(
 ) -> AsyncIterator[bytes]:
     """Iterate over the events of a store, or of some domains, as lines that Import takes.
 
+    Lines of one aggregate stand together, in their order; aggregates come in no particular order.
     An event that can't be read is handed to `on_corrupt` and left out; without one it is raised.
+    The events after it come without their sequence, for an import has to close the gap.
     """
     names = [name async for name in store.events.domains()] if domains is None else list(domains)
     for domain in names:
         async for root in store.events.roots(domain):
-            async for event in _readable(store, Aggregate(domain, root), on_corrupt):
-                yield _write_line(event)
+            async for line in _aggregate_lines(store, Aggregate(domain, root), on_corrupt):
+                yield line
 
 
-async def _readable(
+async def _aggregate_lines(
     store: Store, aggregate: Aggregate, on_corrupt: Callable[[CorruptEvent], None] | None
-) -> AsyncIterator[RecordedEvent]:
-    start = 0
+) -> AsyncIterator[bytes]:
+    start, gap = 0, False
     while True:
         try:
             async for event in store.events.stream(aggregate, start=start):
-                yield event
+                yield _write_line(event, with_sequence=not gap)
+                start = event.sequence + 1
         except CorruptEvent as error:
             if on_corrupt is None:
                 raise
             on_corrupt(error)
-            start = error.sequence + 1
+            start, gap = max(start, error.sequence + 1), True
         else:
             return
 
 
-def _write_line(event: RecordedEvent) -> bytes:
+def _write_line(event: RecordedEvent, *, with_sequence: bool) -> bytes:
     fields: dict[str, Any] = {
         "domain": event.aggregate.domain,
         "edition": event.aggregate.edition,
         "root": event.aggregate.root,
-        "sequence": event.sequence,
+        **({"sequence": event.sequence} if with_sequence else {}),
         "type": event.type,
         "time": event.time.isoformat(),
         "id": str(event.id),
     }
-    if isinstance(event.data, bytes):
-        fields["data_base64"] = base64.b64encode(event.data).decode()
-    else:
-        fields["data"] = event.data
     if event.metadata:
         fields["metadata"] = event.metadata
-    return codec.encode_json("the event", fields) + b"\n"
+    # The data by themselves: what could just be nested deep enough to be stored could not be
+    # written one level deeper.
+    if isinstance(event.data, bytes):
+        name, data = b"data_base64", b'"' + base64.b64encode(event.data) + b'"'
+    else:
+        name, data = b"data", codec.encode_json("data", event.data)
+    return b'%s,"%s":%s}\n' % (codec.encode_json("the event", fields)[:-1], name, data)

@@ -11,6 +11,8 @@ This transport takes one connection for each call in flight. What is above it on
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
@@ -38,6 +40,15 @@ Argument = str | bytes | int
 Reply = Any
 
 _BROKEN = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+_UNREACHABLE = {
+    socket.gaierror: "its host name is not known",
+    ConnectionRefusedError: "nobody listens there",
+    FileNotFoundError: "there is no such socket",
+    ssl.SSLCertVerificationError: "its certificate can't be trusted",
+    ssl.SSLError: "it does not speak TLS as we do",
+    exceptions.TimeoutError: "it did not answer in time",
+    TimeoutError: "it did not answer in time",
+}
 _ANSWERED = (
     exceptions.ResponseError,
     exceptions.BusyLoadingError,
@@ -64,6 +75,7 @@ class _Connection(Protocol):
 
     async def send_command(self, *command: Argument) -> None: ...
     async def read_response(self) -> Reply: ...
+    async def disconnect(self) -> None: ...
 
 
 class _Pool(Protocol):
@@ -92,7 +104,8 @@ class Transport:
             pool.make_connection()
         except (TypeError, ValueError, exceptions.RedisError):
             # Their messages may show the password.
-            raise ConfigurationError("url", f"{where} has an option that can't be used") from None
+            why = f"{where} has an option that can't be used"
+            raise ConfigurationError("url", why, "the settings") from None
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._where = where
@@ -134,9 +147,12 @@ class Transport:
         pool = self._usable_pool()
         connection = await self._connect(pool)
         try:
+            if self._pool is not pool:  # the store was closed while we waited for a connection
+                await connection.disconnect()
+                raise StoreClosed("the store was closed; nothing was sent")
             await connection.send_command(*command)
             return await connection.read_response()
-        except exceptions.NoScriptError:
+        except (exceptions.NoScriptError, StoreClosed):
             raise
         except _ANSWERED as error:
             raise self._refused(name, error) from None
@@ -168,8 +184,14 @@ class Transport:
             reason = error.__cause__ or error.__context__ or error
             if isinstance(reason, _ANSWERED):
                 raise self._refused("the handshake", reason) from None
-            why = f"no connection ({type(reason).__name__}); nothing was sent"
-            raise StoreUnavailable(self._where, why) from None
+            raise StoreUnavailable(self._where, self._why_unreachable(reason)) from None
+
+    def _why_unreachable(self, reason: BaseException) -> str:
+        known = [text for kind, text in _UNREACHABLE.items() if isinstance(reason, kind)]
+        meaning = known[0] if known else type(reason).__name__
+        if self._where.startswith(("rediss:", "valkeys:")):
+            meaning += "; is it a port for TLS?"
+        return f"no connection ({meaning}); nothing was sent"
 
     def _refused(self, name: str, error: exceptions.RedisError) -> AsyncStoreError:
         code = error.status_code or str(error).split(" ", 1)[0]

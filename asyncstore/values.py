@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
@@ -134,6 +134,10 @@ def check_moment(argument: str, value: datetime) -> datetime:
         raise InvalidType(argument, f"a datetime is wanted, not {type(value).__name__}")
     if value.utcoffset() is None:
         raise InvalidValue(argument, "the datetime has no time zone: add tzinfo, such as UTC")
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidValue(argument, "in UTC, it is outside of the years 1 to 9999") from None
     return value
 
 
@@ -214,6 +218,13 @@ class Loaded:
     snapshot: Snapshot | None
     events: list[RecordedEvent]
     next_sequence: int
+
+
+def check_aggregate(value: Aggregate) -> Aggregate:
+    """Return `value` if it is an Aggregate."""
+    if not isinstance(value, Aggregate):
+        raise InvalidType("aggregate", f"an Aggregate is wanted, not {type(value).__name__}")
+    return value
 
 
 def check_expected(value: Expected) -> Expected:

@@ -10,6 +10,8 @@ snapshot in a single round trip.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 import statistics
 import subprocess
 import time
@@ -25,12 +27,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 import asyncstore
 from asyncstore import Aggregate, Event, RecordedEvent, Store
 
 DOMAIN = "files"
-WRITERS = 64
+LONGEST_ROOT = 512  # bytes
+WRITERS = 16
 LOG_OPTIONS = (
     "--reverse",
     "--root",
@@ -38,11 +42,12 @@ LOG_OPTIONS = (
     "-z",
     "--raw",
     "--numstat",
-    "--format=%x01%H%x00%an%x00%cI%x00%s",
+    "--format=%x00%x01%x00%H%x00%an%x00%cI%x00%s",
 )
+COMMIT = re.compile(rb"(?:^|\0)\0\x01\0(?=[0-9a-f]{40,64}\0)")
 TYPES = {"A": "FileAdded", "D": "FileDeleted"}
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 # From git to events
@@ -50,15 +55,15 @@ console = Console(highlight=False, soft_wrap=True)
 
 def read_history(repository: Path) -> dict[Aggregate, list[Event]]:
     """Return the events of each file, oldest first."""
-    log = subprocess.run(
-        ["git", "-C", str(repository), "log", *LOG_OPTIONS],
-        capture_output=True,
-        check=False,
-    )
+    command = ["git", "-C", str(repository), "log", *LOG_OPTIONS]
+    try:
+        log = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise SystemExit("git is needed, and it is not installed") from None
     if log.returncode != 0:
         raise SystemExit(f"{repository} has no history to read: {log.stderr.decode().strip()}")
     history: defaultdict[Aggregate, list[Event]] = defaultdict(list)
-    for commit in log.stdout.split(b"\x01")[1:]:
+    for commit in COMMIT.split(log.stdout)[1:]:
         for path, event in changes_of(commit):
             history[Aggregate(DOMAIN, root_of(path))].append(event)
     return dict(history)
@@ -96,7 +101,10 @@ def number(raw: bytes) -> int:
 def root_of(path: bytes) -> str:
     """Return the path as a root: what a root can't hold is written as %XX, as in a URL."""
     name = path.decode(errors="surrogateescape")
-    return "".join(char if can_stand(char) else escape(char) for char in name)
+    root = "".join(char if can_stand(char) else escape(char) for char in name)
+    if len(root.encode()) <= LONGEST_ROOT:
+        return root
+    return f"{root[:100]}…{hashlib.sha256(path).hexdigest()}"
 
 
 def can_stand(char: str) -> bool:
@@ -176,7 +184,7 @@ async def most_changed(store: Store) -> Aggregate:
     ranking = sorted(zip(counts, files, strict=True), key=lambda row: (-row[0], row[1].root))
     table = Table("commits", "file", title="The files that changed most", title_justify="left")
     for count, file in ranking[:5]:
-        table.add_row(str(count), file.root)
+        table.add_row(str(count), Text(file.root))
     console.print(table)
     return ranking[0][1]
 
@@ -218,7 +226,7 @@ async def run(repository: Path, url: str) -> None:
     if not history:
         raise SystemExit(f"{repository} has no commits")
     async with asyncstore.open(url) as store:
-        console.print(f"the git history of {repository} into {url}")
+        console.print(f"the git history of {repository} into {store}")
         await load(store, history)
         file = await most_changed(store)
         events = await store.events.read(file)

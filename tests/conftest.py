@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytest_plugins = ["tests.fix_stores"]
@@ -12,6 +14,8 @@ def _no_configuration(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Keep the machine's own configuration out: no variables, an empty current directory."""
-    for name in ("REDIS_URL", "STORAGE_BACKEND", "ASYNCSTORE_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        ours = name.startswith("ASYNCSTORE_") and not name.startswith("ASYNCSTORE_TEST_")
+        if ours or name in ("REDIS_URL", "STORAGE_BACKEND"):
+            monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum, IntEnum
 from typing import Any
 
 import pytest
@@ -97,6 +98,24 @@ class TestNames:
         assert len(str(caught.value)) < 200
         str(caught.value).encode()  # can be printed and logged
 
+    async def test_names_of_enums_are_their_text(self, store: Store) -> None:
+        class Domain(str, Enum):  # noqa: UP042 - unlike a StrEnum, it shows itself as Domain.ORDERS
+            ORDERS = "orders"
+
+        class Place(IntEnum):
+            FIRST = 0
+
+        place = Aggregate(Domain.ORDERS, Domain.ORDERS, Domain("orders"))
+        assert place == Aggregate("orders", "orders", "orders")
+        assert type(place.domain) is type(place.root) is type(place.edition) is str
+        place = Aggregate(Domain.ORDERS, Domain.ORDERS)
+        await store.events.append(place, [Event("A", 1)], expected=Place.FIRST)
+        assert len(await store.events.read(Aggregate("orders", "orders"), start=Place.FIRST)) == 1
+        await store.positions.put(Domain.ORDERS, place, Place.FIRST)
+        assert await store.positions.get("orders", place) == 0
+        await store.snapshots.put(place, sequence=Place.FIRST, state=1)
+        assert (await store.load(place)).snapshot is not None
+
     def test_a_uuid_is_its_text(self) -> None:
         root = uuid.uuid4()
         assert Aggregate("orders", root) == Aggregate("orders", str(root))
@@ -153,8 +172,30 @@ class TestSequences:
             closed_store.events.stream(ORDER, start=4, stop=3)
 
     async def test_an_aggregate_is_wanted(self, closed_store: Store) -> None:
-        with pytest.raises(InvalidType, match="aggregate"):
-            await closed_store.events.read("orders/1")  # type: ignore[arg-type]
+        wrong: Any = "orders/1"
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: closed_store.events.append(wrong, [], expected=NEW),
+            lambda: closed_store.events.read(wrong),
+            lambda: closed_store.events.delete(wrong),
+            lambda: closed_store.load(wrong),
+            lambda: closed_store.positions.get("p", wrong),
+            lambda: closed_store.positions.put("p", wrong, 1),
+            lambda: closed_store.snapshots.get(wrong),
+            lambda: closed_store.snapshots.put(wrong, sequence=1, state=1),
+            lambda: closed_store.snapshots.delete(wrong),
+        ]
+        for call in calls:
+            with pytest.raises(InvalidType, match="aggregate"):
+                await call()
+
+
+class Number(Enum):
+    NAN = math.nan
+
+
+class Hiding(dict[str, float]):
+    def values(self) -> Any:
+        return []
 
 
 @dataclass
@@ -172,6 +213,8 @@ class TestEvents:
             {"id": "0193a4c7-f2e0-7cc3-8e1d-2f3a4b5c6d7e"},
             {"time": datetime(2024, 1, 1)},
             {"time": "2024-01-01T00:00:00Z"},
+            {"time": datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))},
+            {"time": datetime.max.replace(tzinfo=timezone(timedelta(hours=-12)))},
         ]
         for fields in bad:
             with pytest.raises((InvalidValue, InvalidType)):
@@ -184,6 +227,9 @@ class TestEvents:
             {"deep": [1, {"er": math.inf}]},
             [None, -math.inf],
             ({"a": None}, (math.nan,)),
+            Number.NAN,
+            {"deep": [Number.NAN]},
+            Hiding(a=math.nan),
             {1: "a number as a key"},
             {"a", "set"},
             object(),
@@ -214,6 +260,14 @@ class TestEvents:
         for events in bad:
             with pytest.raises(InvalidType, match="Event"):
                 await closed_store.events.append(ORDER, events, expected=ANY)
+
+    async def test_an_error_of_the_callers_own_stays_his(self, closed_store: Store) -> None:
+        def events() -> Iterator[Event]:
+            yield Event("Good", 1)
+            raise TypeError("my own")
+
+        with pytest.raises(TypeError, match="my own"):
+            await closed_store.events.append(ORDER, events(), expected=ANY)
 
     async def test_metadata_is_a_mapping(self, closed_store: Store) -> None:
         event = Event("Bad", 1, metadata=["a", "list"])  # type: ignore[arg-type]

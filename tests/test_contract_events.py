@@ -17,8 +17,10 @@ from asyncstore import (
     EventTooLarge,
     SequenceConflict,
     Store,
+    scripts,
 )
 from tests.builders import listed, numbered, sequences
+from tests.servers import Server
 
 
 class TestAppend:
@@ -136,6 +138,9 @@ class TestAppend:
         with pytest.raises(EventTooLarge) as caught:
             await store.events.append(order, numbered(10_001), expected=NEW)
         assert (caught.value.setting, caught.value.actual) == ("max_append_events", 10_001)
+        with pytest.raises(EventTooLarge) as caught:
+            await store.events.append(order, [Event("Big", b"x" * 2**23)] * 9, expected=NEW)
+        assert caught.value.setting == "max_append_bytes"
         assert await store.events.next_sequence(order) == 0
 
     @pytest.mark.parametrize(
@@ -274,6 +279,19 @@ class TestRead:
         streamed = await listed(store.events.stream(order, start=7, stop=11_999))
         assert sequences(streamed) == everything[7:11_999]
 
+    async def test_a_page_of_large_events_is_a_few(
+        self, server: Server, store: Store, order: Aggregate
+    ) -> None:
+        small, large = numbered(60), [Event("Large", b"x" * 700_000)] * 80
+        await store.events.append(order, [*small, *large], expected=NEW)
+        with server.client() as client:
+            keys = [f"{store.settings.key_prefix}events:orders:main:{{{order.root}}}"]
+            reply = client.eval(scripts.READ.source, 1, *keys, 0, "+inf", 5000, "", "")
+        assert isinstance(reply, list)
+        assert 0 < sum(len(member) > 700_000 for member in reply) <= 32
+        assert sequences(await store.events.read(order)) == list(range(140))
+        assert sequences(await store.events.read(order, reverse=True)) == list(range(139, -1, -1))
+
     async def test_a_stream_can_be_left(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(10), expected=NEW)
         async for event in store.events.stream(order):
@@ -311,7 +329,7 @@ class TestLoad:
         assert sequences(loaded.events) == [7, 8, 9]
         assert loaded.next_sequence == 10
 
-    @pytest.mark.parametrize("sequence", [9, 50])
+    @pytest.mark.parametrize("sequence", [9, 50, 2**53 - 1])
     async def test_a_snapshot_at_or_beyond_the_end(
         self, store: Store, order: Aggregate, sequence: int
     ) -> None:
@@ -398,6 +416,15 @@ class TestDelete:
         await store.events.delete(order)
         assert await store.events.append(order, numbered(1), expected=NEW) == Appended(0, 0)
         assert await listed(store.events.domains()) == ["orders"]
+
+    async def test_thousands_of_handlers(self, store: Store, order: Aggregate) -> None:
+        names = [f"handler-{n}" for n in range(8500)]
+        for first in range(0, 8500, 500):
+            await asyncio.gather(
+                *(store.positions.put(name, order, 0) for name in names[first : first + 500])
+            )
+        await store.events.delete(order)
+        assert await store.positions.get("handler-8499", order) is None
 
     async def test_positions_that_appear_meanwhile_go_too(
         self, store: Store, order: Aggregate

@@ -63,6 +63,18 @@ async def test_the_same_sequence_is_replaced(store: Store, order: Aggregate) -> 
     assert (snapshot.state, snapshot.retention) == ("second", Retention.DEFAULT)
 
 
+@pytest.mark.parametrize("retention", [Retention.DEFAULT, PERSIST])
+async def test_the_same_sequence_of_an_older_one_is_replaced_too(
+    store: Store, order: Aggregate, retention: Retention
+) -> None:
+    await store.snapshots.put(order, sequence=10, state=None)
+    await store.snapshots.put(order, sequence=3, state="first", retention=PERSIST)
+    await store.snapshots.put(order, sequence=3, state="second", retention=retention)
+    snapshot = await store.snapshots.get(order, at=3)
+    assert snapshot is not None
+    assert (snapshot.state, snapshot.retention) == ("second", retention)
+
+
 async def test_kept_ones_answer_for_their_time(store: Store, order: Aggregate) -> None:
     await store.snapshots.put(order, sequence=5, state="five", retention=PERSIST)
     await store.snapshots.put(order, sequence=10, state="ten", retention=PERSIST)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -76,22 +78,38 @@ def server_pid(directory: Path) -> int:
         return int(client.info("server")["process_id"])
 
 
-def parent_of(pid: int) -> int:
+def stat_of(pid: int) -> tuple[str, int] | None:
+    """The state of a process and its parent; None if there is none."""
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return fields[0], int(fields[1])
     answer = subprocess.run(
-        ["ps", "-o", "ppid=", "-p", str(pid)],  # noqa: S607
+        ["ps", "-o", "stat=,ppid=", "-p", str(pid)],  # noqa: S607
         capture_output=True,
-        check=True,
+        text=True,
+        check=False,
     )
-    return int(answer.stdout)
+    fields = answer.stdout.split()
+    return (fields[0], int(fields[1])) if fields else None
+
+
+def parent_of(pid: int) -> int:
+    found = stat_of(pid)
+    assert found is not None
+    return found[1]
+
+
+def children_of(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()]
 
 
 def is_running(pid: int) -> bool:
-    answer = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)],  # noqa: S607
-        capture_output=True,
-        check=False,
-    )
-    return bool(answer.stdout.strip()) and not answer.stdout.strip().startswith(b"Z")
+    found = stat_of(pid)
+    return found is not None and not found[0].startswith("Z")
 
 
 async def gone(pid: int) -> None:
@@ -175,9 +193,13 @@ class TestSharing:
         directory = tmp_path / ("long " * 20) / ("ü" * 60)
         url = f"embedded://{directory}"
         async with asyncstore.open(url) as store:
+            sockets = embedded._sockets_directory(directory)
+            assert sockets != directory
+            assert sockets.exists()
             async with asyncstore.open(url) as other:
                 await other.events.append(ORDER, numbered(1), expected=NEW)
             assert sequences(await store.events.read(ORDER)) == [0]
+        assert not sockets.exists()
 
 
 class TestStopping:
@@ -258,8 +280,35 @@ class TestKeeping:
         async with asyncstore.open(url) as store:
             await store.events.append(ORDER, numbered(5), expected=NEW)
             os.kill(server_pid(tmp_path), signal.SIGKILL)
-            await eventually(lambda: is_back(store), "the server came back")
+            await eventually(lambda: is_back(store, 5), "the server came back")
             await store.events.append(ORDER, numbered(1), expected=5)
+
+    async def test_a_server_that_does_not_answer_is_not_called_ready(
+        self, tmp_path: Path, url: str
+    ) -> None:
+        async def use() -> int:
+            async with asyncstore.open(url, timeout=0.2) as store:
+                return await store.events.next_sequence(ORDER)
+
+        async with user_process(url, count=3):
+            pid = server_pid(tmp_path)
+            os.kill(pid, signal.SIGSTOP)
+            opening = asyncio.create_task(use())
+            done, _ = await asyncio.wait([opening], timeout=1)
+            os.kill(pid, signal.SIGCONT)
+            assert not done
+            assert await opening == 3
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does that")
+    async def test_a_killed_keeper_takes_its_server_along(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        async with asyncstore.open("embedded://"):
+            (directory,) = tmp_path.iterdir()
+            pid = server_pid(directory)
+            os.kill(parent_of(pid), signal.SIGKILL)
+            await gone(pid)
 
     async def test_a_killed_keeper_is_replaced(self, tmp_path: Path, url: str) -> None:
         async with asyncstore.open(url) as store:
@@ -270,11 +319,49 @@ class TestKeeping:
                 assert sequences(await other.events.read(ORDER)) == [0]
                 assert server_pid(tmp_path) != old
                 assert not is_running(old)
+            # It has not stopped with the newcomer: the first one has come over to it.
+            await eventually(lambda: is_back(store, 1), "the first store went on")
+            await store.events.append(ORDER, numbered(1), expected=1)
+
+    async def test_without_its_keeper_a_store_finds_another(self, tmp_path: Path, url: str) -> None:
+        async with asyncstore.open(url) as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            old = server_pid(tmp_path)
+            os.kill(parent_of(old), signal.SIGKILL)
+            await gone(old)
+            await eventually(lambda: is_back(store, 1), "the store went on")
+            pid = server_pid(tmp_path)
+        assert not is_running(pid)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="it looks at /proc")
+    async def test_a_server_killed_again_while_it_starts_comes_back(
+        self, tmp_path: Path, url: str
+    ) -> None:
+        async with asyncstore.open(url) as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            keeper = parent_of(server_pid(tmp_path))
+            os.kill(server_pid(tmp_path), signal.SIGKILL)
+            for _ in range(3):
+                await eventually(lambda: children_of(keeper) != [], "it starts again")
+                for pid in children_of(keeper):
+                    os.kill(pid, signal.SIGKILL)
+            await eventually(lambda: is_back(store, 1), "the server came back")
+
+    async def test_a_deleted_directory_does_not_hold_up_the_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        directory = tmp_path / "store"
+        async with asyncstore.open(f"embedded://{directory}"):
+            pid = server_pid(directory)
+            shutil.rmtree(directory)
+            started = time.monotonic()
+        await gone(pid)
+        assert time.monotonic() - started < 30  # and not the minute that a server is given
 
 
-async def is_back(store: Store) -> bool:
+async def is_back(store: Store, count: int) -> bool:
     try:
-        return await store.events.next_sequence(ORDER) == 5
+        return await store.events.next_sequence(ORDER) == count
     except StoreUnavailable:
         return False
 
@@ -323,7 +410,7 @@ class TestRefusals:
             squatted.rmdir()
 
     async def test_cancelled_while_it_starts_leaves_nothing(self, tmp_path: Path, url: str) -> None:
-        for delay in (0.0, 0.01, 0.03, 0.06):
+        for delay in (0.0, 0.005, 0.01, 0.02, 0.03, 0.06):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(delay), asyncstore.open(url):
                     await asyncio.Event().wait()
@@ -332,13 +419,30 @@ class TestRefusals:
             pid = server_pid(tmp_path)
         await gone(pid)
 
+    async def test_cancelled_throw_away_starts_leave_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        for milliseconds in range(0, 60, 4):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(milliseconds / 1000), asyncstore.open("embedded://"):
+                    await asyncio.Event().wait()
+        await eventually(lambda: not list(tmp_path.iterdir()), "the directories went")
+
+    @pytest.mark.parametrize("directory", ["/proc/self", "/dev/null/x"])
+    async def test_odd_directories_are_refused(self, directory: str) -> None:
+        with pytest.raises(ConfigurationError, match="path in the settings"):
+            async with asyncstore.open(f"embedded://{directory}"):
+                pass
+
 
 def test_errors_of_the_keeper_are_shown(tmp_path: Path) -> None:
-    # The control socket's directory is not there: it can't listen.
+    # The control socket's directory is a file: it can't listen.
+    (tmp_path / "file").touch()
     keeper = Path(embedded.__file__).with_name("embedded_keeper.py")
     plan = {
         "command": ["false"],
-        "control": str(tmp_path / "missing" / "control.sock"),
+        "control": str(tmp_path / "file" / "control.sock"),
         "data": str(tmp_path),
         "socket": str(tmp_path / "server.sock"),
         "throw_away": False,
@@ -347,4 +451,4 @@ def test_errors_of_the_keeper_are_shown(tmp_path: Path) -> None:
         [sys.executable, str(keeper), json.dumps(plan)], capture_output=True, check=False
     )
     assert done.returncode != 0
-    assert b"FileNotFoundError" in done.stderr
+    assert b"Error: [Errno" in done.stderr

@@ -46,9 +46,13 @@ class Model:
         self.newest = put
 
     def file(self, old: tuple[int, Any, Retention]) -> None:
+        if old[2] is Retention.TRANSIENT:
+            return
+        self.kept.pop(old[0], None)
+        self.recent.pop(old[0], None)
         if old[2] is Retention.PERSIST:
             self.kept[old[0]] = old
-        elif old[2] is Retention.DEFAULT:
+        else:
             self.recent[old[0]] = old
             for sequence in sorted(self.recent)[:-2]:
                 del self.recent[sequence]

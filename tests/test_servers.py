@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 import redis
 import uvloop
@@ -141,6 +142,9 @@ class TestReach:
                     async with asyncstore.open(url):
                         pass
                 assert "wr0ng" not in str(caught.value)
+            with redis.Redis.from_url(f"unix://app:s3cr%3At%40%2F@{path}") as client:
+                refused = [entry for entry in client.acl_log() if entry["reason"] == "auth"]
+                assert sum(entry["count"] for entry in refused) == 1, "one login, one try"
 
     async def test_databases_are_apart(self) -> None:
         with redis_server(VALKEY, tcp=True) as server:
@@ -261,8 +265,10 @@ class TestTrouble:
             with pytest.raises(StoreFull):
                 await store.events.append(ORDER, numbered(1), expected=5)
             assert sequences(await store.events.read(ORDER)) == [0, 1, 2, 3, 4]
-            assert (await store.load(ORDER)).next_sequence == 5
-            assert await store.events.delete(ORDER) == 5
+            await store.snapshots.delete(ORDER)
+            async with asyncstore.open(running.url) as other:
+                assert (await other.load(ORDER)).next_sequence == 5
+                assert await other.events.delete(ORDER) == 5
 
     async def test_forgotten_scripts_are_loaded_again(
         self, running: RedisServer, store: Store
@@ -295,6 +301,9 @@ class TestTrouble:
             client.delete(key)
             assert await store.events.read(ORDER) == []
             await store.events.append(ORDER, numbered(3), expected=NEW)
+            assert await listed(store.events.domains()) == ["orders"]
+            assert await listed(store.events.editions("orders")) == ["main"]
+            assert await listed(store.events.roots("orders")) == ["1"]
             client.delete(key)
             client.rpush(key, "somebody else's")
             await store.positions.put("p", ORDER, 1)
@@ -337,6 +346,26 @@ class TestConcurrency:
             )
             assert sequences(await store.events.read(ORDER)) == list(range(300))
 
+    async def test_nothing_is_sent_once_the_store_is_closed(
+        self, one_server: Server, prefix: str
+    ) -> None:
+        async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=1) as store:
+            events = numbered(500)
+            calls = [
+                asyncio.create_task(store.events.append(ORDER, events, expected=ANY))
+                for _ in range(6)
+            ]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        stored = [outcome for outcome in outcomes if isinstance(outcome, asyncstore.Appended)]
+        closed = [outcome for outcome in outcomes if isinstance(outcome, StoreClosed)]
+        unknown = [outcome for outcome in outcomes if isinstance(outcome, OutcomeUnknown)]
+        assert closed
+        assert len(stored) + len(closed) + len(unknown) == 6
+        async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+            count = await store.events.next_sequence(ORDER) // 500
+            assert len(stored) <= count <= len(stored) + len(unknown)
+
     async def test_cancelled_callers_disturb_nobody(self, one_server: Server, prefix: str) -> None:
         dice = random.Random(5)
         async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=4) as store:
@@ -362,6 +391,18 @@ class TestConcurrency:
                 else:
                     assert outcome is None or isinstance(outcome, TimeoutError)
             assert any(isinstance(outcome, TimeoutError) for outcome in outcomes)
+
+    async def test_cancelled_scopes_leave_their_connections(
+        self, one_server: Server, prefix: str
+    ) -> None:
+        # Inside a cancelled scope of anyio every await is cancelled again, those of a clean-up too.
+        async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=2) as store:
+            for n in range(100):
+                with anyio.move_on_after(n % 10 / 5000):
+                    await store.events.append(ORDER, numbered(200), expected=ANY)
+            with anyio.fail_after(10):
+                events = await store.events.read(ORDER)
+            assert len(events) % 200 == 0
 
     def test_another_event_loop_is_refused(self, one_server: Server) -> None:
         store = asyncstore.open(one_server.url)
@@ -442,10 +483,13 @@ class TestCorruption:
             {"state": b"\xff not json"},
             {"encoding": "zip"},
             {"sequence": "many"},
+            {"sequence": "-5"},
+            {"sequence": "nan"},
+            {"sequence": str(2**60)},
             {"retention": "forever"},
             {"time": "noon"},
         ],
-        ids=lambda fields: next(iter(fields)),
+        ids=str,
     )
     async def test_a_broken_snapshot_is_passed_over_with_a_warning(
         self,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,8 +183,46 @@ class TestImport:
     async def test_a_file_that_was_changed_is_noticed(self, store: Store) -> None:
         await load(store, [line(data=0), line(data=1), line(data=2)])
         report = await load(store, [line(data=0), line(data="changed"), line(data=2)])
-        assert [problem.number for problem in report.bad_lines] == [3]
-        assert "not the line before it" in report.bad_lines[0].why
+        assert [problem.number for problem in report.bad_lines] == [2]
+        assert "later lines of its aggregate, but not this one" in report.bad_lines[0].why
+        assert await numbers(store) == [0, 1, 2]
+
+    async def test_one_id_is_one_event(self, store: Store) -> None:
+        ids = [str(uuid.uuid4()) for _ in range(3)]
+        records = [line(data=n, id=ids[n % 3]) for n in range(6)]
+        for stored, present in ((3, 3), (0, 6)):
+            loading = transfer.Import(store)
+            for numbered_line in lines_of(records):
+                await loading.load([numbered_line])
+            assert (loading.report.stored, loading.report.present) == (stored, present)
+        assert await numbers(store) == [0, 1, 2]
+
+    @pytest.mark.parametrize(
+        "text", ["18446744073709551616", "1" * 400, '"\\ud800"', "1e999", "[" * 300 + "]" * 300]
+    )
+    async def test_what_can_not_be_stored_exactly_is_a_bad_line(
+        self, store: Store, text: str
+    ) -> None:
+        for more in ("", f', "id": "{uuid.uuid4()}"'):
+            bad = f'{{"domain": "orders", "root": "1", "type": "A", "data": {text}{more}}}'
+            report = await load(store, [line(data=0), bad.encode(), line(data=1), line("2")])
+            assert [problem.number for problem in report.bad_lines] == [2]
+            assert "can't be written as JSON" in report.bad_lines[0].why or "NaN" in (
+                report.bad_lines[0].why
+            )
+            assert await numbers(store) == [0]
+
+    async def test_a_byte_order_mark_is_no_part_of_a_line(self, store: Store) -> None:
+        text = b"\xef\xbb\xbf" + json.dumps(line(data=0)).encode() + b"\r\n"
+        assert (await load(store, [text])).bad_lines == []
+        assert await numbers(store) == [0]
+
+    async def test_lines_larger_than_an_append_takes(self, one_server: Server, prefix: str) -> None:
+        async with asyncstore.open(
+            one_server.url, key_prefix=prefix, max_append_bytes=10_000
+        ) as store:
+            records = [line(data="x" * 3000) for _ in range(20)]
+            assert (await load(store, records)).stored == 20
 
     async def test_events_of_others_stay_before(self, store: Store) -> None:
         await store.events.append(Aggregate("orders", "1"), [Event("Other", "x")], expected=NEW)
@@ -240,6 +281,16 @@ class TestExport:
             only = await listed(transfer.export_lines(copy, ["carts"]))
             assert [json.loads(text)["domain"] for text in only] == ["carts"] * 3
 
+    async def test_data_nested_as_deep_as_can_be(self, store: Store, prefix: str) -> None:
+        deepest: Any = None
+        with contextlib.suppress(asyncstore.InvalidType):
+            for _ in range(1000):
+                deepest = [deepest]
+                event = Event("Deep", deepest)
+                await store.events.append(Aggregate("orders", "1"), [event], expected=ANY)
+        count = await store.events.next_sequence(Aggregate("orders", "1"))
+        assert len(await listed(transfer.export_lines(store))) == count > 200
+
     async def test_corrupt_events_are_raised_or_handed_over(
         self, server: Server, prefix: str, store: Store
     ) -> None:
@@ -252,7 +303,11 @@ class TestExport:
             await listed(transfer.export_lines(store))
         errors: list[asyncstore.CorruptEvent] = []
         exported = await listed(transfer.export_lines(store, on_corrupt=errors.append))
-        assert [json.loads(text)["sequence"] for text in exported] == [0, 1, 3, 4]
+        lines = [json.loads(text) for text in exported]
+        assert [fields["data"]["n"] for fields in lines] == [0, 1, 3, 4]
+        async with asyncstore.open(server.url, key_prefix=prefix + "copy:") as copy:
+            assert (await load(copy, exported)).stored == 4
+        assert [fields["sequence"] for fields in lines[:2]] == [0, 1]
         assert [error.sequence for error in errors] == [2]
 
 
@@ -299,6 +354,65 @@ class TestCommandLine:
         assert done.returncode == 1
         assert b"line 2: it is not JSON" in done.stderr
         assert b"stopped: line 2 names no aggregate" in done.stderr
+
+    def test_pipes_with_names_and_links(self, file: Path, url: str, tmp_path: Path) -> None:
+        feeder = tmp_path / "feeder"
+        os.mkfifo(feeder)
+        with subprocess.Popen(["cp", str(file), str(feeder)]):  # noqa: S607
+            done = run("import", str(feeder), "--url", url)
+        assert b"3,000 events stored" in done.stderr, done.stderr
+        real, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
+        link.symlink_to(real)
+        assert run("export", str(link), "--url", url).returncode == 0
+        assert link.is_symlink()
+        assert real.read_bytes().count(b"\n") == 3000
+        drain = tmp_path / "drain"
+        os.mkfifo(drain)
+        with subprocess.Popen(["wc", "-l", str(drain)], stdout=subprocess.PIPE) as counter:  # noqa: S607
+            assert run("export", str(drain), "--url", url).returncode == 0
+            assert counter.stdout is not None
+            assert counter.stdout.read().split()[0] == b"3000"
+        assert drain.is_fifo()
+
+    def test_a_reader_that_has_seen_enough(self, file: Path, url: str) -> None:
+        assert run("import", str(file), "--url", url).returncode == 0
+        command = [sys.executable, "-m", "asyncstore", "export", "--url", url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as exporting:
+            assert exporting.stdout is not None
+            assert exporting.stderr is not None
+            assert exporting.stdout.readline().startswith(b"{")
+            exporting.stdout.close()
+            assert exporting.stderr.read() == b""
+        assert exporting.returncode == 141
+
+    def test_a_store_that_is_not_there_is_not_made(self, tmp_path: Path) -> None:
+        done = run("export", "--url", f"embedded://{tmp_path}/none")
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"there is no store in" in done.stderr
+        assert not (tmp_path / "none").exists()
+
+    def test_the_version(self) -> None:
+        assert run("--version").stdout.decode().split() == ["asyncstore", asyncstore.__version__]
+
+    async def test_interrupted_while_it_waits_for_a_pipe(self, url: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "asyncstore", "import", "-", "--url", url),
+            stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncstore.open(url) as store:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            records = (json.dumps(line(data=n)).encode() + b"\n" for n in range(2500))
+            process.stdin.writelines(records)
+            one = Aggregate("orders", "1")
+            await eventually(lambda: reaches(store, one, 2000), "the first chunk is stored")
+            process.send_signal(signal.SIGINT)
+            assert await asyncio.wait_for(process.wait(), 30) == 130
+            said = await process.stderr.read()
+            assert b"2,000 events stored" in said
+            assert b"interrupted" in said
+            assert b"Traceback" not in said
 
     def test_what_is_wrong_is_said_without_a_traceback(self, url: str, tmp_path: Path) -> None:
         cut = tmp_path / "cut.gz"

@@ -19,13 +19,15 @@ end
 local clock = redis.call('TIME')
 local now = clock[1] .. string.format('%06d', clock[2])
 
--- The indexes first and the events last: an index may name too much, never too little. The
--- events can't fail any more, ZCARD has seen that their key is a sorted set.
+-- The indexes first and the events last: an index may name too much, never too little. If one of
+-- these calls fails, the aggregate still has no events, and its next append does them all again.
+-- The events can't fail any more, ZCARD has seen that their key is a sorted set.
 local commit = redis.call('INCR', commits)
-if redis.call('ZADD', roots, commit, root) == 1 then
-  redis.call('ZADD', editions, 0, edition)
+if next_sequence == 0 then
   redis.call('ZADD', domains, 0, domain)
+  redis.call('ZADD', editions, 0, edition)
 end
+redis.call('ZADD', roots, commit, root)
 
 local sequence = next_sequence
 for first = FIRST_EVENT, #ARGV, 2 * EVENTS_A_CALL do

@@ -16,7 +16,8 @@ end
 local names = redis.call('SMEMBERS', handlers)
 for _, name in ipairs(names) do
   if not known[name] then
-    return { 'handlers', unpack(names) }
+    table.insert(names, 1, 'handlers')
+    return names
   end
 end
 

@@ -11,7 +11,7 @@ local limit = ARGV[1]
 local snapshot = redis.call('HGETALL', newest)
 local start = '0'
 for place = 1, #snapshot, 2 do
-  if snapshot[place] == 'sequence' and tonumber(snapshot[place + 1]) then
+  if snapshot[place] == 'sequence' and string.match(snapshot[place + 1], '^%d+$') then
     start = '(' .. snapshot[place + 1]
   end
 end

@@ -1,5 +1,6 @@
 #!lua
--- Marks an empty store with the version of its layout.
+-- Marks an empty store with the version of its layout. Whoever finds a version already there, with
+-- GET, needs no script: a store that takes no changes can be opened to be read.
 -- KEYS: layout
 -- ARGV: the version that the caller writes
 -- Reply: {the version of the store}

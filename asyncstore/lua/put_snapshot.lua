@@ -13,7 +13,8 @@ local function keep(old)
   if not place then
     return
   end
-  redis.call('ZREMRANGEBYSCORE', place, old.sequence, old.sequence)
+  redis.call('ZREMRANGEBYSCORE', kept, old.sequence, old.sequence)
+  redis.call('ZREMRANGEBYSCORE', recent, old.sequence, old.sequence)
   local head = string.format('[%s,%s,"%s","%s"]\n', old.sequence, old.time, old.retention, old.encoding)
   redis.call('ZADD', place, old.sequence, head .. old.state)
   redis.call('ZREMRANGEBYRANK', recent, 0, -recent_stay - 1)
@@ -24,7 +25,8 @@ redis.call('ZCARD', kept)
 redis.call('ZCARD', recent)
 local fields = redis.call('HMGET', newest, 'sequence', 'time', 'retention', 'encoding', 'state')
 local current = { sequence = fields[1], time = fields[2], retention = fields[3], encoding = fields[4], state = fields[5] }
-local readable = tonumber(current.sequence or '') and current.time and current.retention and current.encoding and current.state
+local has_sequence = string.match(current.sequence or '', '^%d+$') and tonumber(current.sequence) < 2 ^ 53
+local readable = has_sequence and current.time and current.retention and current.encoding and current.state
 
 local clock = redis.call('TIME')
 local now = clock[1] .. string.format('%06d', clock[2])
