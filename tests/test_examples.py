@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+LONG = "/".join(["[id] :o:", *("x" * 200 for _ in range(3)), "page.tsx"])
+
+
 def git(repository: Path, *arguments: str, minute: int = 59) -> None:
     who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
     when = f"2024-01-01T12:{minute:02}:00+02:00"
@@ -30,17 +33,17 @@ def repository(tmp_path: Path) -> Path:
     path = tmp_path / "repository"
     path.mkdir()
     git(path, "init", "-q")
-    names = ["plain.txt", "a b/{{ name }}.py", ":colon", "new\nline", "ü%20", "tab\there", "-"]
+    names = ["plain.txt", "a b/{{ name }}.py", ":colon", "new\nline", "ü%20", "tab\there", LONG]
     for number in range(6):
         for name in names[: number + 2]:
             file = path / name
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(exist_ok=True, parents=True)
             file.write_text("line\n" * (number + 1))
         if number == 3:
             (path / "binary").write_bytes(b"\x00\xff" * 50)
             (path / names[2]).unlink()
         git(path, "add", "-A")
-        subject = "" if number == 2 else f"{number}"
+        subject = "" if number == 2 else f"[/b] \x01 {number}"
         git(path, "commit", "-q", "--allow-empty-message", "-m", subject, minute=number)
     return path
 
@@ -60,6 +63,7 @@ def test_git_history(repository: Path) -> None:
     assert re.search(r"^append: p50 .* ms, p95 .* ms, p99 .* ms$", done.stdout, re.M)
     assert re.search(r"│ 6 +│ plain.txt", done.stdout)
     assert re.search(r"│ 6 +│ a b/%7B%7B name %7D%7D.py", done.stdout)
+    assert "Traceback" not in done.stderr
     assert re.search(
         r"a b/.* as of 2024-01-01 10:02:00 UTC: 3 lines, commit 3 of it, by Ada$", done.stdout, re.M
     )
@@ -79,6 +83,18 @@ def test_git_history_again_into_the_same_store(repository: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^1 events of 8 files", done.stdout, re.M)
     assert "plain.txt now: 1 lines, commit 7 of it" in done.stdout
+
+
+def test_git_history_of_odd_names(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / LONG).parent.mkdir(parents=True)
+    (tmp_path / LONG).write_text("line\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "[/b] \x01 :smile:")
+    done = run_example(str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^1 events of 1 files", done.stdout, re.M)
+    assert "[id] :o:/xxx" in done.stdout
 
 
 def test_git_history_without_a_history(tmp_path: Path) -> None:
