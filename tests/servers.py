@@ -108,7 +108,7 @@ def _container_missing() -> str | None:
 
 @contextmanager
 def _container() -> Iterator[str]:
-    from testcontainers.redis import RedisContainer
+    from testcontainers.community.redis import RedisContainer
 
     with RedisContainer("redis:7.4-alpine") as container:
         host, port = container.get_container_host_ip(), container.get_exposed_port(6379)
