@@ -68,12 +68,13 @@ class Model:
 class StoreMachine(RuleBasedStateMachine):
     """Each rule does one thing to both, and compares the answers."""
 
-    url = ""
+    server: servers.Server
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.store = asyncstore.open(self.url, key_prefix=f"model-{uuid.uuid4().hex}:")
+        self.prefix = f"model-{uuid.uuid4().hex}:"
+        self.store = asyncstore.open(self.server.url, key_prefix=self.prefix)
         self.models = {aggregate: Model() for aggregate in AGGREGATES}
         self.wait(self.store.__aenter__())
 
@@ -89,6 +90,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.wait(listed(self.store.events.domains())) == []
         self.wait(self.store.__aexit__(None, None, None))
         self.runner.close()
+        servers.sweep(self.server, self.prefix)
 
     @rule(aggregate=aggregates, count=st.integers(0, 5), off=st.sampled_from([0, 0, 0, -1, 1, 7]))
     def append(self, aggregate: Aggregate, count: int, off: int) -> None:
@@ -212,8 +214,9 @@ def as_triple(snapshot: Snapshot | None) -> tuple[int, Any, Retention] | None:
 @pytest.mark.timeout(300)
 def test_the_store_is_its_model(server: servers.Server) -> None:
     class Machine(StoreMachine):
-        url = server.url
+        pass
 
+    Machine.server = server
     run_state_machine_as_test(
         Machine,
         settings=settings(
