@@ -111,7 +111,9 @@ class Events:
 
         Raises `EventTooLarge` for what the settings forbid, `InvalidType` and `InvalidValue` for
         what can't be stored, before anything is sent; `StoreUnavailable` and `StoreFull` when
-        nothing was written, `OutcomeUnknown` when the answer was lost.
+        nothing was written. An answer that was lost is found out by the driver: the events are
+        stored once, and their sequences are what is returned. `OutcomeUnknown` if that could not
+        be done in time. Events of one aggregate must not share ids for that, with ANY.
         """
         _check_main(aggregate)
         expected = check_expected(expected)
@@ -119,8 +121,9 @@ class Events:
         if not batch:
             end = await self.next_sequence(aggregate)
             return Appended(end, end - 1)
-        arguments = [aggregate.domain, aggregate.edition, aggregate.root]
-        arguments.append("" if expected is ANY else str(expected))
+        place = "" if expected is ANY else str(expected)
+        mark = ""  # the transport sets it when it sends an append again
+        arguments = [aggregate.domain, aggregate.edition, aggregate.root, place, mark]
         outcome, sequence = await self._transport.run(
             scripts.APPEND,
             [self._keys.events(aggregate), *self._index_keys(aggregate), self._keys.commits()],

@@ -6,20 +6,33 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
+from asyncstore.wire import Repeat
+
 _INCLUDE = "-- include: "
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script as the server gets it. `writes` is False where repeating it is harmless."""
+    """A script as the server gets it.
+
+    `mark` is the place in its ARGV, from 0, that tells it of a second sending; None if it has none.
+    """
 
     name: str
     source: str
     sha: str
     writes: bool
+    mark: int | None = None
+
+    @property
+    def repeat(self) -> Repeat:
+        """What may be done when its reply was lost."""
+        if not self.writes:
+            return Repeat.FREELY
+        return Repeat.NEVER if self.mark is None else Repeat.MARKED
 
 
-def load(name: str) -> Script:
+def load(name: str, mark: int | None = None) -> Script:
     """Read `lua/{name}.lua` from the package, with what it includes."""
     lines = [
         _read(line.removeprefix(_INCLUDE)) if line.startswith(_INCLUDE) else line
@@ -27,14 +40,14 @@ def load(name: str) -> Script:
     ]
     source = "\n".join(lines)
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, source, sha, writes="no-writes" not in lines[0])
+    return Script(name, source, sha, writes="no-writes" not in lines[0], mark=mark)
 
 
 def _read(file_name: str) -> str:
     return resources.files("asyncstore").joinpath("lua", file_name).read_text(encoding="utf-8")
 
 
-APPEND = load("append")
+APPEND = load("append", mark=4)
 READ = load("read")
 LOAD = load("load")
 DELETE = load("delete")

@@ -58,7 +58,8 @@ class Options(TypedDict, total=False):
     max_event_bytes: int
     max_append_events: int
     max_append_bytes: int
-    max_connections: int
+    max_in_flight: int
+    max_in_flight_bytes: int
     timeout: float
     allow_eviction: bool
 
@@ -71,8 +72,9 @@ class Settings:
     (`redis://`, `rediss://`, `unix://`, `valkey://`, `valkeys://`, `embedded://`), `urls` the
     nodes of a cluster, `path` the directory of an embedded server whose data lasts. `key_prefix`
     goes in front of every key. `max_event_bytes` bounds one event, `max_append_events` and
-    `max_append_bytes` the events of one append. `timeout` is in seconds, for a connection and for
-    one answer; `max_connections` bounds the calls in flight. `allow_eviction` accepts a server
+    `max_append_bytes` the events of one append. `timeout` is in seconds, for
+    a whole call. `max_in_flight` and `max_in_flight_bytes` bound what is sent and not answered yet:
+    calls beyond them wait. `allow_eviction` accepts a server
     that deletes histories when its memory is full.
     """
 
@@ -84,7 +86,8 @@ class Settings:
     max_event_bytes: int = 16 * 1024 * 1024
     max_append_events: int = 10_000
     max_append_bytes: int = 64 * 1024 * 1024
-    max_connections: int = 64
+    max_in_flight: int = 2048
+    max_in_flight_bytes: int = 32 * 1024 * 1024
     timeout: float = 10.0
     allow_eviction: bool = False
 
@@ -211,7 +214,8 @@ _WHOLE_NUMBERS: Final = {
     "max_event_bytes": _BIGGEST_VALUE,
     "max_append_events": 100_000,
     "max_append_bytes": _BIGGEST_VALUE,
-    "max_connections": 10_000,
+    "max_in_flight": 100_000,
+    "max_in_flight_bytes": _BIGGEST_VALUE,
 }
 
 
@@ -358,7 +362,13 @@ _SETTINGS: Final = (
     _Setting("max_event_bytes", "storage.max_event_bytes", "ASYNCSTORE_MAX_EVENT_BYTES", int),
     _Setting("max_append_events", "storage.max_append_events", "ASYNCSTORE_MAX_APPEND_EVENTS", int),
     _Setting("max_append_bytes", "storage.max_append_bytes", "ASYNCSTORE_MAX_APPEND_BYTES", int),
-    _Setting("max_connections", "storage.max_connections", "ASYNCSTORE_MAX_CONNECTIONS", int),
+    _Setting("max_in_flight", "storage.max_in_flight", "ASYNCSTORE_MAX_IN_FLIGHT", int),
+    _Setting(
+        "max_in_flight_bytes",
+        "storage.max_in_flight_bytes",
+        "ASYNCSTORE_MAX_IN_FLIGHT_BYTES",
+        int,
+    ),
     _Setting("timeout", "storage.timeout", "ASYNCSTORE_TIMEOUT", float),
     _Setting("allow_eviction", "storage.allow_eviction", "ASYNCSTORE_ALLOW_EVICTION", _parse_bool),
 )

@@ -65,7 +65,9 @@ class Store:
         self._settings = settings
         self._keys = Keys(settings.key_prefix)
         self._transport = Transport(
-            timeout=settings.timeout, max_connections=settings.max_connections
+            timeout=settings.timeout,
+            max_commands=settings.max_in_flight,
+            max_bytes=settings.max_in_flight_bytes,
         )
         self._cleanup = AsyncExitStack()
         self._entered = False

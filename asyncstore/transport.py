@@ -1,23 +1,31 @@
 """Carries scripts and commands to the server and answers back; the only file that knows redis-py.
 
-Two things are decided here and nowhere else: what an error of the server or the network means for
-the caller, and that nothing is ever sent twice. redis-py would resend a script whose reply was
-lost, and store an append again; so its retries are off.
+redis-py dials: URL, TLS, login. Then the connection is ours (`wire`), and all callers share it.
+Decided here and nowhere else:
 
-This transport takes one connection for each call in flight. What is above it only knows `run`,
-`command`, `open` and `aclose`.
+- what an error of the server or the network means for the caller;
+- what becomes of requests whose connection broke. What was not sent is sent on the next one. Reads
+  are sent again. An append is sent again with a mark, by which its script tells a second arrival
+  from the first, but only once the server has confirmed that the old connection is gone: or its
+  first sending, still under way, could arrive after the second. What can't be known when its time
+  is over is `OutcomeUnknown`.
+
+A call has `timeout` seconds from its beginning, wherever it waits. One timer looks after all calls.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import anyio
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -30,33 +38,21 @@ from asyncstore.errors import (
     StoreUnavailable,
     UnexpectedReply,
 )
+from asyncstore.wire import Repeat, ReplyError, Request, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asyncstore.scripts import Script
+    from asyncstore.wire import Argument, Reply
 
-Argument = str | bytes | int
-Reply = Any
-
-_BROKEN = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
-_UNREACHABLE = {
-    socket.gaierror: "its host name is not known",
-    ConnectionRefusedError: "nobody listens there",
-    FileNotFoundError: "there is no such socket",
-    ssl.SSLCertVerificationError: "its certificate can't be trusted",
-    ssl.SSLError: "it does not speak TLS as we do",
-    exceptions.TimeoutError: "it did not answer in time",
-    TimeoutError: "it did not answer in time",
-}
-_ANSWERED = (
-    exceptions.ResponseError,
-    exceptions.BusyLoadingError,
-    exceptions.AuthenticationError,
-)
+_PING_SECONDS: Final = 5.0
+_FIRST_PAUSE: Final = 0.01  # seconds between two dials; doubled each time
+_LONGEST_PAUSE: Final = 1.0
+_MARK: Final = "again"
 
 # The first words of errors after which nothing was done, and what they say of the server.
-_NOT_NOW = {
+_NOT_NOW: Final = {
     "BUSY": "another client's script keeps it busy",
     "CLUSTERDOWN": "its cluster is down",
     "LOADING": "it is loading its data after a start",
@@ -69,134 +65,345 @@ _NOT_NOW = {
     "WRONGPASS": "it refused the user or the password",
 }
 
+_UNREACHABLE: Final = {
+    socket.gaierror: "its host name is not known",
+    ConnectionRefusedError: "nobody listens there",
+    FileNotFoundError: "there is no such socket",
+    ssl.SSLCertVerificationError: "its certificate can't be trusted",
+    ssl.SSLError: "it does not speak TLS as we do",
+    exceptions.TimeoutError: "it did not answer in time",
+    TimeoutError: "it did not answer in time",
+    exceptions.InvalidResponse: "what answers there does not speak the protocol of Redis",
+}
+_ANSWERED: Final = (
+    exceptions.ResponseError,
+    exceptions.BusyLoadingError,
+    exceptions.AuthenticationError,
+)
 
-class _Connection(Protocol):
+
+class _Unreachable(Exception):
+    """There is no connection now; another try may get one."""
+
+
+class _Dialled(Protocol):
     """What is used of redis-py's connection, which has no complete types of its own."""
 
-    async def send_command(self, *command: Argument) -> None: ...
-    async def read_response(self) -> Reply: ...
-    async def disconnect(self) -> None: ...
+    _reader: asyncio.StreamReader
+    _writer: asyncio.StreamWriter
 
-
-class _Pool(Protocol):
-    """What is used of redis-py's pool."""
-
-    def make_connection(self) -> _Connection: ...
-    async def get_connection(self) -> _Connection: ...
-    async def release(self, connection: _Connection) -> None: ...
-    async def disconnect(self) -> None: ...
+    async def connect(self) -> None: ...
+    async def disconnect(self, nowait: bool = False) -> None: ...
 
 
 class Transport:
-    """A pool of connections to one server, for the event loop in which it was opened."""
+    """The connection to one server, for the event loop in which it was opened."""
 
-    def __init__(self, *, timeout: float, max_connections: int) -> None:
+    def __init__(self, *, timeout: float, max_commands: int, max_bytes: int) -> None:
         self._timeout = timeout
-        self._max_connections = max_connections
-        self._pool: _Pool | None = None
+        self._max_commands = max_commands
+        self._max_bytes = max_bytes
+        self._backlog: deque[Request] = deque()  # waits for room, or for a connection
+        self._wire: Wire | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._pool: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._where = ""
+        self._trouble = "it did not answer in time"
+        self._identity: tuple[str, int] | None = None  # of the connection: server run, client id
+        self._lost_identity: tuple[str, int] | None = None
+
+    # Opening and closing
 
     async def open(self, url: str, where: str) -> None:
         """Make the first connection. `where` names the server in errors, without a password."""
+        self._where = where
         try:
-            pool = cast(_Pool, BlockingConnectionPool.from_url(url, **self._options()))
-            pool.make_connection()
+            keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+            self._pool = ConnectionPool.from_url(url, **self._options(), **keepalive)
+            self._pool.make_connection()
         except (TypeError, ValueError, exceptions.RedisError):
             # Their messages may show the password.
             why = f"{where} has an option that can't be used"
             raise ConfigurationError("url", why, "the settings") from None
-        self._pool = pool
         self._loop = asyncio.get_running_loop()
-        self._where = where
-        await self.command("PING")
+        try:
+            self._wire = await self._dial()
+        except _Unreachable as error:
+            self._loop = None
+            raise StoreUnavailable(where, str(error)) from None
+        except BaseException:
+            self._loop = None
+            raise
+        self._tick()
 
     def _options(self) -> dict[str, Any]:
         return {
-            "timeout": None,
-            "max_connections": self._max_connections,
             "socket_timeout": self._timeout,
             "socket_connect_timeout": self._timeout,
             "protocol": 2,
-            "driver_info": None,  # it would cost two round trips a connection
+            "driver_info": None,  # it would cost two round trips
             "retry": Retry(NoBackoff(), 0),
         }
 
     async def aclose(self) -> None:
-        """Close all connections; calls in flight fail."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
+        """Close the connection; calls in flight fail."""
+        self._loop = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        wire = self._wire
+        if wire is not None:
+            wire.abort("the store was closed")
             with anyio.CancelScope(shield=True):
-                await pool.disconnect()
+                await wire.closed
+        for request in self._backlog:
+            self._give_up(request, "the store was closed")
+        self._backlog.clear()
+
+    # Calls
 
     async def run(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Argument] = ()
     ) -> Reply:
         """Run a script by its digest; a server that does not have it yet gets the source."""
-        rest = (len(keys), *keys, *arguments)
-        try:
-            return await self._exchange(script.name, script.writes, "EVALSHA", script.sha, *rest)
-        except exceptions.NoScriptError:
-            return await self._exchange(script.name, script.writes, "EVAL", script.source, *rest)
+        mark = 3 + len(keys) + script.mark if script.mark is not None else 0
+        repeat = script.repeat
+        command: list[Argument] = ["EVALSHA", script.sha, len(keys), *keys, *arguments]
+        reply = await self._call(command, script.name, repeat, mark)
+        if type(reply) is ReplyError and reply.code == "NOSCRIPT":
+            command = ["EVAL", script.source, *command[2:]]
+            reply = await self._call(command, script.name, repeat, mark)
+        return self._checked(reply, script.name)
 
     async def command(self, *command: Argument) -> Reply:
         """Send one command that changes nothing."""
-        return await self._exchange(str(command[0]), False, *command)
+        name = str(command[0])
+        return self._checked(await self._call(list(command), name, Repeat.FREELY, 0), name)
 
-    async def _exchange(self, name: str, writes: bool, *command: Argument) -> Reply:
-        pool = self._usable_pool()
-        connection = await self._connect(pool)
-        try:
-            if self._pool is not pool:  # the store was closed while we waited for a connection
-                await connection.disconnect()
-                raise StoreClosed("the store was closed; nothing was sent")
-            await connection.send_command(*command)
-            return await connection.read_response()
-        except (exceptions.NoScriptError, StoreClosed):
-            raise
-        except _ANSWERED as error:
-            raise self._refused(name, error) from None
-        except Exception as error:
-            # Whatever it is: the first byte may have left.
-            why = f"the connection broke during {name} ({type(error).__name__})"
-            if writes:
-                raise OutcomeUnknown(self._where, why) from None
-            raise StoreUnavailable(self._where, why) from None
-        finally:
-            with anyio.CancelScope(shield=True):
-                await pool.release(connection)
-
-    def _usable_pool(self) -> _Pool:
-        if self._pool is None:
+    def _call(
+        self, command: list[Argument], name: str, repeat: Repeat, mark: int
+    ) -> asyncio.Future[Reply]:
+        loop = self._loop
+        if loop is None:
             raise StoreClosed("the store is not open: use it inside `async with asyncstore.open()`")
-        if asyncio.get_running_loop() is not self._loop:
+        if loop is not asyncio.get_running_loop():
             raise StoreClosed(
                 "the store was opened in another event loop: open one in each loop and process"
             )
-        return self._pool
+        future = loop.create_future()
+        request = Request(command, name, repeat, mark, future, loop.time())
+        wire = self._wire
+        if wire is not None and not self._backlog and wire.has_room():
+            wire.push(request)
+        else:
+            self._backlog.append(request)
+            self._connect_if_needed()
+        return future
 
-    async def _connect(self, pool: _Pool) -> _Connection:
+    def _checked(self, reply: Reply, name: str) -> Reply:
+        if type(reply) is ReplyError:
+            raise self._refused(name, reply.code)
+        return reply
+
+    def _refused(self, name: str, code: str) -> AsyncStoreError:
+        if code == "OOM":
+            return StoreFull(self._where)
+        if code in _NOT_NOW:
+            return StoreUnavailable(self._where, _NOT_NOW[code])
+        return UnexpectedReply(self._where, name, code)
+
+    def _give_up(self, request: Request, why: str) -> None:
+        if request.may_have_changed_something:
+            request.fail(OutcomeUnknown(self._where, f"{request.name}: {why}"))
+        elif self._loop is None:
+            request.fail(StoreClosed("the store was closed; nothing was changed"))
+        else:
+            request.fail(StoreUnavailable(self._where, f"{why}; nothing was changed"))
+
+    # What the wire and the timer call
+
+    def _drain(self) -> None:
+        """Send what waited, as far as there is room."""
+        wire = self._wire
+        while self._backlog and wire is not None and wire.has_room():
+            request = self._backlog.popleft()
+            if not request.future.done():
+                wire.push(request)
+
+    def _lost(self, wire: Wire, reason: str) -> None:
+        """Sort what was under way on a connection that is gone."""
+        if wire is not self._wire:
+            return  # it broke while it was made; whoever makes it knows
+        self._wire = None
+        self._trouble = reason
+        self._lost_identity = self._identity
+        again: list[Request] = []
+        for request in wire.waiting:
+            if self._loop is None or request.repeat is Repeat.NEVER:
+                self._give_up(request, reason)
+            elif not request.future.done():
+                again.append(request)
+        if self._loop is None:
+            for request in wire.outbox:
+                self._give_up(request, reason)
+            return
+        self._backlog.extendleft(reversed([*again, *wire.outbox]))
+        self._connect_if_needed()
+
+    def _tick(self) -> None:
+        """Look after deadlines, and after a server that has gone silent."""
+        loop, wire = self._loop, self._wire
+        if loop is None:
+            return
+        too_old = loop.time() - self._timeout
+        for requests in (wire.oldest() if wire else (), self._backlog):
+            for request in requests:
+                if request.born > too_old:
+                    break
+                self._give_up(request, self._late(request))
+        if wire is not None and wire.waiting:
+            if max(wire.last_heard, wire.waiting[0].born) <= too_old:
+                wire.abort("it has gone silent")
+        elif wire is not None and wire.last_heard < loop.time() - _PING_SECONDS:
+            future = loop.create_future()
+            wire.push(Request(["PING"], "PING", Repeat.FREELY, 0, future, loop.time()))
+        self._timer = loop.call_later(min(self._timeout / 10, 1.0), self._tick)
+
+    def _late(self, request: Request) -> str:
+        if self._wire is None:
+            return f"no connection in {self._timeout} s ({self._trouble})"
+        return f"no answer in {self._timeout} s"
+
+    # Connections
+
+    def _connect_if_needed(self) -> None:
+        if self._wire is None and self._connecting is None and self._backlog:
+            self._connecting = asyncio.ensure_future(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        """Dial as long as somebody waits, with growing pauses."""
+        pause = _FIRST_PAUSE
         try:
-            return await pool.get_connection()
+            while any(not request.future.done() for request in self._backlog):
+                try:
+                    self._wire = await self._dial()
+                except _Unreachable as error:
+                    self._trouble = str(error)
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+                else:
+                    break
+        except AsyncStoreError as error:
+            # The server answered, and said no. It is not asked again until the next call.
+            self._refuse_all(error)
+        finally:
+            self._connecting = None
+        self._drain()
+        self._connect_if_needed()
+
+    def _refuse_all(self, error: AsyncStoreError) -> None:
+        for request in self._backlog:
+            if request.may_have_changed_something:
+                self._give_up(request, str(error))
+            else:
+                request.fail(error)
+        self._backlog.clear()
+
+    async def _dial(self) -> Wire:
+        """Return a new connection, ready for requests."""
+        connection = cast(_Dialled, self._pool.make_connection())
+        try:
+            await connection.connect()
         except _ANSWERED as error:
-            raise self._refused("the handshake", error) from None
-        except _BROKEN as error:
+            raise self._refused_login(error) from None
+        except (exceptions.RedisError, OSError) as error:
             reason = error.__cause__ or error.__context__ or error
             if isinstance(reason, _ANSWERED):
-                raise self._refused("the handshake", reason) from None
-            raise StoreUnavailable(self._where, self._why_unreachable(reason)) from None
+                raise self._refused_login(reason) from None
+            raise _Unreachable(self._why_unreachable(reason)) from None
+        wire = Wire(
+            max_commands=self._max_commands,
+            max_bytes=self._max_bytes,
+            on_reply=self._drain,
+            on_lost=self._lost,
+        )
+        wire.take(connection._writer)
+        # redis-py must not close what is ours now.
+        connection._reader = connection._writer = None  # type: ignore[assignment]
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._prepare(wire)
+        except BaseException as error:
+            wire.abort("it was not needed")
+            with anyio.CancelScope(shield=True):
+                await wire.closed
+            if isinstance(error, (_Unreachable, TimeoutError)):
+                why = str(error) or "it did not answer in time"
+                raise _Unreachable(f"no connection ({why})") from None
+            raise
+        return wire
+
+    async def _prepare(self, wire: Wire) -> None:
+        """Learn who we are on the server, and end the connection that was lost."""
+        hello = await self._ask(wire, "HELLO")
+        info = await self._ask(wire, "INFO", "server")
+        identity = _identity(hello, info)
+        await self._settle_appends(wire, identity)
+        self._identity = identity
+
+    async def _settle_appends(self, wire: Wire, identity: tuple[str, int] | None) -> None:
+        """Have the appends of the lost connection sent again, or tell that it can't be done."""
+        unsettled = [request for request in self._backlog if request.may_have_changed_something]
+        if not unsettled:
+            return
+        if await self._is_ended(wire, identity):
+            for request in unsettled:
+                request.command[request.mark] = _MARK
+        else:
+            for request in unsettled:
+                self._give_up(request, "the connection broke, and may still be read by the server")
+
+    async def _is_ended(self, wire: Wire, identity: tuple[str, int] | None) -> bool:
+        """Whether the server will read nothing more from the connection that was lost."""
+        if identity is None or self._lost_identity is None:
+            return False
+        lost_run, lost_client = self._lost_identity
+        if lost_run != identity[0]:
+            return True  # it is another server process, the old one's connections are gone
+        reply = await self._ask(wire, "CLIENT", "KILL", "ID", lost_client)
+        return type(reply) is int
+
+    async def _ask(self, wire: Wire, *command: Argument) -> Reply:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        wire.push(Request(list(command), "PING", Repeat.FREELY, 0, future, loop.time()))
+        await asyncio.wait([future, wire.closed], return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            raise _Unreachable("the server closed the connection")
+        return future.result()
+
+    def _refused_login(self, error: BaseException) -> AsyncStoreError:
+        code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
+        return self._refused("the handshake", code)
 
     def _why_unreachable(self, reason: BaseException) -> str:
         known = [text for kind, text in _UNREACHABLE.items() if isinstance(reason, kind)]
         meaning = known[0] if known else type(reason).__name__
         if self._where.startswith(("rediss:", "valkeys:")):
             meaning += "; is it a port for TLS?"
-        return f"no connection ({meaning}); nothing was sent"
+        return f"no connection ({meaning})"
 
-    def _refused(self, name: str, error: exceptions.RedisError) -> AsyncStoreError:
-        code = error.status_code or str(error).split(" ", 1)[0]
-        if code == "OOM":
-            return StoreFull(self._where)
-        if code in _NOT_NOW:
-            return StoreUnavailable(self._where, _NOT_NOW[code])
-        return UnexpectedReply(self._where, name, code)
+
+def _identity(hello: Reply, info: Reply) -> tuple[str, int] | None:
+    """Return the server's run and our client's id there; None where an ACL hides them."""
+    if not isinstance(hello, list) or not isinstance(info, bytes):
+        return None
+    fields = dict(zip(hello[::2], hello[1::2], strict=True))
+    runs = [line for line in info.splitlines() if line.startswith(b"run_id:")]
+    with contextlib.suppress(KeyError, IndexError, ValueError):
+        return runs[0].decode(), int(fields[b"id"])
+    return None

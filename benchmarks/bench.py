@@ -72,7 +72,7 @@ class Bare:
             self.keys.commits(),
         ]
         member = codec.encode_event(Event("Benched", BODY))
-        arguments = ("bench", "main", aggregate.root, "0", *member)
+        arguments = ("bench", "main", aggregate.root, "0", "", *member)
         return await self.client.evalsha(scripts.APPEND.sha, len(keys), *keys, *arguments)
 
     async def load(self, aggregate: Aggregate) -> object:
@@ -141,7 +141,7 @@ async def memory_row(store: Store, client: redis.asyncio.Redis) -> Row:
 async def measure_all() -> tuple[list[Row], dict[str, Any]]:
     async with (
         embedded.running(None) as url,
-        asyncstore.open(url, max_connections=WRITERS) as store,
+        asyncstore.open(url) as store,
     ):
         pool = redis.asyncio.ConnectionPool.from_url(url, max_connections=WRITERS, protocol=2)
         async with redis.asyncio.Redis(connection_pool=pool) as client:

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 
 class Proxy:
-    """Loses the next `lose` replies: the request goes through, then the connection is cut."""
+    """Loses the next `lose` replies: the request goes through, then the connection is cut.
+
+    `odds` are those of any other reply to be lost in the same way.
+    While `swallow` is set, replies are lost and the connection stays: the server seems silent.
+    """
 
     def __init__(self, socket_path: Path) -> None:
         self.lose = 0
+        self.odds = 0.0
+        self.dice = random.Random(0)
+        self.swallow = False
+        self.connections = 0
+        self.open_connections = 0
         self.lost = 0
         self.url = ""
         self._socket_path = socket_path
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_unix_connection(self._socket_path)
+        self.connections += 1
+        self.open_connections += 1
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._requests(reader, back))
@@ -27,6 +39,7 @@ class Proxy:
         except* ConnectionError:
             pass
         finally:
+            self.open_connections -= 1
             for end in (writer, back):
                 end.close()
                 with contextlib.suppress(ConnectionError):
@@ -40,12 +53,13 @@ class Proxy:
 
     async def _replies(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await there.read(65536):
-            if self.lose > 0:
-                self.lose -= 1
+            if self.lose > 0 or self.dice.random() < self.odds:
+                self.lose = max(0, self.lose - 1)
                 self.lost += 1
                 break
-            writer.write(data)
-            await writer.drain()
+            if not self.swallow:
+                writer.write(data)
+                await writer.drain()
         raise ConnectionResetError
 
 
@@ -57,3 +71,29 @@ async def proxy_to(socket_path: Path) -> AsyncIterator[Proxy]:
     proxy.url = f"redis://127.0.0.1:{port}"
     async with server:
         yield proxy
+
+
+@asynccontextmanager
+async def serving(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    password: str = "",
+) -> AsyncIterator[str]:
+    """Run a server of our own making, that is none of Redis, and give its URL."""
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        under_way.add(task)
+        with contextlib.suppress(ConnectionError):
+            await answer(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        _, port = server.sockets[0].getsockname()
+        yield f"redis://{password}127.0.0.1:{port}"
+        if under_way:
+            await asyncio.wait(under_way)

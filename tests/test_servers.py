@@ -25,6 +25,7 @@ from asyncstore import (
     Event,
     OutcomeUnknown,
     Retention,
+    Settings,
     Store,
     StoreClosed,
     StoreFull,
@@ -35,7 +36,7 @@ from asyncstore import (
 )
 from tests import servers
 from tests.builders import listed, numbered, sequences
-from tests.proxy import proxy_to
+from tests.proxy import proxy_to, serving
 from tests.servers import RedisServer, Server, redis_server
 
 ORDER = Aggregate("orders", "1")
@@ -228,35 +229,48 @@ class TestTrouble:
         async with asyncstore.open(running.url) as opened:
             yield opened
 
-    async def test_a_lost_reply_is_not_sent_again(self, running: RedisServer) -> None:
+    async def test_a_lost_reply_is_found_out_or_said(self, running: RedisServer) -> None:
         path = Path(urlsplit(running.url).path)
         async with proxy_to(path) as proxy, asyncstore.open(proxy.url) as store:
             await store.events.append(ORDER, numbered(1), expected=NEW)
-            proxy.lose = 5
+            for place, expected in ((1, ANY), (2, 2), (3, ANY)):
+                proxy.lose = 1
+                done = await store.events.append(ORDER, numbered(1), expected=expected)
+                assert done == asyncstore.Appended(place, place)
             calls: list[Callable[[], Awaitable[object]]] = [
-                lambda: store.events.append(ORDER, numbered(1), expected=ANY),
                 lambda: store.positions.put("p", ORDER, 1),
                 lambda: store.snapshots.put(ORDER, sequence=0, state=1),
                 lambda: store.events.delete(Aggregate("orders", "2")),
             ]
             for call in calls:
+                await store.events.next_sequence(ORDER)  # there is a connection
+                proxy.lose = 1
                 with pytest.raises(OutcomeUnknown, match="not known"):
                     await call()
-            with pytest.raises(StoreUnavailable):
-                await store.events.read(ORDER)
-            assert proxy.lost == 5
-            assert sequences(await store.events.read(ORDER)) == [0, 1]
+            await store.events.next_sequence(ORDER)
+            proxy.lose = 1
+            assert sequences(await store.events.read(ORDER)) == [0, 1, 2, 3]
+            assert proxy.lost == 7
 
     async def test_it_goes_on_after_a_restart(self, running: RedisServer, store: Store) -> None:
         await store.events.append(ORDER, numbered(1), expected=NEW)
         running.stop()
-        with pytest.raises((StoreUnavailable, OutcomeUnknown)):
-            await store.events.append(ORDER, numbered(1), expected=1)
-        with pytest.raises(StoreUnavailable, match="no connection"):
-            await store.events.append(ORDER, numbered(1), expected=1)
-        running.start()
-        assert running.wait_until_ready()
-        await store.events.append(ORDER, numbered(1), expected=NEW)
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(store.events.append(ORDER, numbered(1), expected=NEW))
+            await asyncio.to_thread(running.start)
+        assert waiting.result() == asyncstore.Appended(0, 0)
+
+    async def test_without_a_server_calls_end_in_time(self, running: RedisServer) -> None:
+        async with asyncstore.open(running.url, timeout=0.3) as store:
+            running.stop()
+            with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+                await store.events.append(ORDER, numbered(1), expected=1)
+            calls = [store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(5)]
+            with anyio.fail_after(10):
+                outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            for outcome in outcomes:
+                assert isinstance(outcome, StoreUnavailable)
+                assert "no connection in 0.3 s" in str(outcome)
 
     async def test_out_of_memory(self, running: RedisServer, store: Store) -> None:
         await store.events.append(ORDER, numbered(5), expected=NEW)
@@ -323,24 +337,24 @@ class TestTrouble:
     async def test_a_server_that_is_silent(self) -> None:
         accepted = asyncio.Event()
 
-        async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def never_answer(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
             accepted.set()
             await reader.read(-1)
-            writer.close()
-            await writer.wait_closed()
 
-        server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        async with server:
-            with pytest.raises(StoreUnavailable):
-                async with asyncstore.open(f"redis://127.0.0.1:{port}", timeout=0.2):
+        async with serving(never_answer) as url:
+            with pytest.raises(StoreUnavailable, match="in time"):
+                async with asyncstore.open(url, timeout=0.2):
                     pass
         assert accepted.is_set()
 
 
 class TestConcurrency:
-    async def test_more_callers_than_connections(self, one_server: Server, prefix: str) -> None:
-        async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=3) as store:
+    @pytest.mark.parametrize("bound", [{"max_in_flight": 3}, {"max_in_flight_bytes": 1000}])
+    async def test_more_callers_than_may_be_in_flight(
+        self, one_server: Server, prefix: str, bound: dict[str, int]
+    ) -> None:
+        settings = Settings(url=one_server.url, key_prefix=prefix, **bound)  # type: ignore[arg-type]
+        async with asyncstore.open(settings) as store:
             await asyncio.gather(
                 *(store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(300))
             )
@@ -349,7 +363,7 @@ class TestConcurrency:
     async def test_nothing_is_sent_once_the_store_is_closed(
         self, one_server: Server, prefix: str
     ) -> None:
-        async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=1) as store:
+        async with asyncstore.open(one_server.url, key_prefix=prefix, max_in_flight=1) as store:
             events = numbered(500)
             calls = [
                 asyncio.create_task(store.events.append(ORDER, events, expected=ANY))
@@ -368,7 +382,7 @@ class TestConcurrency:
 
     async def test_cancelled_callers_disturb_nobody(self, one_server: Server, prefix: str) -> None:
         dice = random.Random(5)
-        async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=4) as store:
+        async with asyncstore.open(one_server.url, key_prefix=prefix, max_in_flight=40) as store:
 
             async def append(n: int) -> Aggregate:
                 place = Aggregate("orders", f"{n}")
@@ -392,11 +406,11 @@ class TestConcurrency:
                     assert outcome is None or isinstance(outcome, TimeoutError)
             assert any(isinstance(outcome, TimeoutError) for outcome in outcomes)
 
-    async def test_cancelled_scopes_leave_their_connections(
+    async def test_cancelled_scopes_leave_the_connection(
         self, one_server: Server, prefix: str
     ) -> None:
         # Inside a cancelled scope of anyio every await is cancelled again, those of a clean-up too.
-        async with asyncstore.open(one_server.url, key_prefix=prefix, max_connections=2) as store:
+        async with asyncstore.open(one_server.url, key_prefix=prefix, max_in_flight=2) as store:
             for n in range(100):
                 with anyio.move_on_after(n % 10 / 5000):
                     await store.events.append(ORDER, numbered(200), expected=ANY)

@@ -23,6 +23,7 @@ ORDER = [
     "keys",
     "codec",
     "settings",
+    "wire",
     "scripts",
     "transport",
     "embedded_keeper",
@@ -73,6 +74,7 @@ def test_imports_point_down(module: str) -> None:
     ("library", "users"),
     [
         ("redis", {"transport"}),
+        ("hiredis", {"wire"}),
         ("orjson", {"codec"}),
         ("tomli_w", {"settings"}),
         ("typer", {"commands"}),

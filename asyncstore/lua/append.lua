@@ -3,15 +3,41 @@
 -- KEYS: events, roots, editions, domains, commits (see keys.py)
 -- ARGV: domain, edition, root,
 --       expected: the sequence that the first event must get, or '' for any,
+--       mark: 'again' when this may be the second arrival of the same append, else '',
 --       then two for each event: its time in microseconds ('' for the server's time),
 --       and what follows the time in its member (see codec.py)
 -- Reply: {'ok', first sequence} or {'conflict', next sequence}
 local events, roots, editions, domains, commits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local domain, edition, root, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local FIRST_EVENT = 5
+local domain, edition, root, expected, mark = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local FIRST_EVENT = 6
+local LOOK_AT_ONCE = 100
 local EVENTS_A_CALL = 1000 -- unpack fails somewhere below 8,000 values
 
 local next_sequence = redis.call('ZCARD', events)
+
+-- Returns the sequence of this append's first event in from..to, looked for from the end.
+local function find_first_event(from, to)
+  local id = string.match(ARGV[FIRST_EVENT + 1], '^"%x+"')
+  for last = to, from, -LOOK_AT_ONCE do
+    local first = math.max(from, last - LOOK_AT_ONCE + 1)
+    local members = redis.call('ZRANGE', events, last, first, 'BYSCORE', 'REV')
+    for _, member in ipairs(members) do
+      local sequence, found = string.match(member, '^%[(%d+),%-?%d+,("%x+")')
+      if found == id then
+        return tonumber(sequence)
+      end
+    end
+  end
+end
+
+if mark == 'again' then
+  local place = tonumber(expected)
+  local stored = find_first_event(place or 0, place or next_sequence - 1)
+  if stored then
+    return { 'ok', stored }
+  end
+end
+
 if expected ~= '' and tonumber(expected) ~= next_sequence then
   return { 'conflict', next_sequence }
 end

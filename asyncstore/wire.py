@@ -1,0 +1,203 @@
+"""One connection to the server, shared by all callers.
+
+Requests of one turn of the event loop leave in one write, and replies come back in their order. A
+caller that was cancelled leaves its place in the queue: its reply is read and dropped, so that the
+connection stays in step for everybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import hiredis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Argument = str | bytes | int
+Reply = Any
+
+_NOT_YET: Final = object()
+_LARGEST_REPLY: Final = 512 * 1024 * 1024  # bytes; what Redis takes as one value, by default
+
+
+class ReplyError(Exception):
+    """An error that the server answered with. Only its first word is safe to be shown."""
+
+    @property
+    def code(self) -> str:
+        """The first word of the answer, such as NOSCRIPT."""
+        return str(self).split(" ", 1)[0]
+
+
+class Repeat(Enum):
+    """What may be done with a request whose reply was lost."""
+
+    FREELY = "it changes nothing"
+    MARKED = "its script can tell a second arrival from the first, by a mark"
+    NEVER = "a second arrival would change something again"
+
+
+class Request:
+    """A command on its way, and the caller who waits for its reply."""
+
+    __slots__ = ("born", "command", "future", "mark", "name", "repeat", "sent", "size")
+
+    def __init__(
+        self,
+        command: list[Argument],
+        name: str,
+        repeat: Repeat,
+        mark: int,
+        future: asyncio.Future[Reply],
+        born: float,
+    ) -> None:
+        self.command = command
+        self.name = name
+        self.repeat = repeat
+        self.mark = mark  # where in the command the mark of a second sending goes
+        self.future = future
+        self.born = born
+        self.sent = False
+        self.size = 0
+
+    @property
+    def may_have_changed_something(self) -> bool:
+        """Whether the server may have carried out a change that nobody heard of."""
+        return self.sent and self.repeat is not Repeat.FREELY
+
+    def finish(self, reply: Reply) -> None:
+        """Hand the reply to the caller, if there still is one."""
+        if not self.future.done():
+            self.future.set_result(reply)
+
+    def fail(self, error: Exception) -> None:
+        """Raise the error in the caller, if there still is one."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Wire(asyncio.Protocol):
+    """The protocol of one connection.
+
+    `on_reply` is called after replies have made room, `on_lost` once, with the reason, when the
+    connection is gone; then `waiting` are the requests that were sent and have no reply, `outbox`
+    those that surely never left.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_commands: int,
+        max_bytes: int,
+        on_reply: Callable[[], None],
+        on_lost: Callable[[Wire, str], None],
+    ) -> None:
+        self.waiting: deque[Request] = deque()
+        self.outbox: list[Request] = []
+        self.last_heard = 0.0
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader(notEnoughData=_NOT_YET, replyError=ReplyError)
+        self._max_commands = max_commands
+        self._max_bytes = max_bytes
+        self._bytes = 0  # of requests in flight
+        self._partial = 0  # bytes of a reply that is not complete
+        self._paused = False
+        self._reason = "the server closed the connection"
+        self._on_reply = on_reply
+        self._on_lost = on_lost
+
+    # Sending
+
+    def has_room(self) -> bool:
+        """Whether another request can go now, by the bounds on commands and bytes in flight."""
+        in_flight = len(self.waiting) + len(self.outbox)
+        return not self._paused and in_flight < self._max_commands and self._bytes < self._max_bytes
+
+    def push(self, request: Request) -> None:
+        """Send a request with all others of this turn of the event loop."""
+        if not self.outbox:
+            self._loop.call_soon(self._flush)
+        self.outbox.append(request)
+
+    def _flush(self) -> None:
+        if self._transport is None:
+            return  # it was lost meanwhile, and the outbox handed over
+        requests = [request for request in self.outbox if not request.future.done()]
+        self.outbox = []
+        packets = [_pack(request) for request in requests]
+        self._bytes += sum(map(len, packets))
+        self.waiting.extend(requests)
+        self._transport.write(b"".join(packets))
+
+    # The transport's calls
+
+    def take(self, writer: asyncio.StreamWriter) -> None:
+        """Take over a connection that was dialled, with nothing unread on it."""
+        self._writer = writer  # it closes its transport when nobody holds it
+        self._transport = transport = cast(asyncio.Transport, writer.transport)
+        self.last_heard = self._loop.time()
+        transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Match replies with requests, in order."""
+        self.last_heard = self._loop.time()
+        self._reader.feed(data)
+        self._partial += len(data)
+        try:
+            while (reply := self._reader.gets()) is not _NOT_YET:
+                self._partial = 0
+                request = self.waiting.popleft()
+                self._bytes -= request.size
+                request.finish(reply)
+        except (hiredis.HiredisError, IndexError):
+            self.abort("what answers there does not speak the protocol of Redis")
+            return
+        if self._partial > _LARGEST_REPLY:
+            self.abort(f"an answer has more than {_LARGEST_REPLY} bytes")
+            return
+        self._on_reply()
+
+    def pause_writing(self) -> None:
+        """Stop taking requests: the server does not read what was sent."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Take requests again."""
+        self._paused = False
+        self._on_reply()
+
+    def eof_received(self) -> bool:
+        """Close: the server has said its last."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Hand over what is open."""
+        self._transport = None
+        if exc is not None:
+            self._reason = f"the connection broke ({type(exc).__name__})"
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self._on_lost(self, self._reason)
+
+    def abort(self, reason: str) -> None:
+        """Give the connection up."""
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    def oldest(self) -> Iterable[Request]:
+        """Return the requests in flight, about in the order of their birth."""
+        return self.waiting
+
+
+def _pack(request: Request) -> bytes:
+    packet: bytes = hiredis.pack_command(cast(Any, tuple(request.command)))
+    request.sent = True
+    request.size = len(packet)
+    return packet

@@ -1,0 +1,321 @@
+"""The shared connection: in step whatever happens, each append stored once, every answer true."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sized
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+import redis
+import uvloop
+
+import asyncstore
+from asyncstore import (
+    ANY,
+    NEW,
+    Aggregate,
+    Appended,
+    Event,
+    OutcomeUnknown,
+    SequenceConflict,
+    Store,
+    StoreUnavailable,
+    embedded,
+)
+from tests.builders import numbered, sequences
+from tests.polling import eventually
+from tests.proxy import Proxy, proxy_to, serving
+from tests.servers import RedisServer, Server, redis_server
+
+VALKEY = str(embedded.find_binary())
+ORDER = Aggregate("orders", "1")
+
+
+@pytest.fixture
+def running() -> Iterator[RedisServer]:
+    with redis_server(VALKEY) as server:
+        yield server
+
+
+@asynccontextmanager
+async def store_behind_proxy(running: RedisServer) -> AsyncIterator[tuple[Store, Proxy]]:
+    path = Path(urlsplit(running.url).path)
+    async with proxy_to(path) as proxy, asyncstore.open(proxy.url, timeout=30) as store:
+        yield store, proxy
+
+
+class History:
+    """What the writers were told, to be held against what is stored."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[tuple[Aggregate, Appended, list[uuid.UUID]]] = []
+        self.refused: list[uuid.UUID] = []
+        self.unknown: list[uuid.UUID] = []
+
+    async def append(self, store: Store, place: Aggregate, count: int, expected: int | None) -> int:
+        """Append, note the answer, and return what to expect next."""
+        events = [Event("Written", {"n": n}) for n in range(count)]
+        ids = [event.id for event in events]
+        try:
+            done = await store.events.append(
+                place, events, expected=ANY if expected is None else expected
+            )
+        except SequenceConflict as conflict:
+            self.refused += ids
+            return conflict.actual
+        except OutcomeUnknown:
+            self.unknown += ids
+            return await store.events.next_sequence(place)
+        self.acknowledged.append((place, done, ids))
+        return done.last_sequence + 1
+
+    async def check(self, store: Store, places: list[Aggregate]) -> None:
+        stored = {place: await store.events.read(place) for place in places}
+        for events in stored.values():
+            assert sequences(events) == list(range(len(events)))
+        found = Counter(event.id for events in stored.values() for event in events)
+        assert not [event_id for event_id, times in found.items() if times > 1]
+        for place, done, ids in self.acknowledged:
+            there = stored[place][done.first_sequence : done.last_sequence + 1]
+            assert [event.id for event in there] == ids
+        assert not found.keys() & set(self.refused)
+        known = {event_id for _, _, ids in self.acknowledged for event_id in ids}
+        assert found.keys() <= known | set(self.unknown)
+
+
+class TestExactlyOnce:
+    async def test_replies_lost_at_random_under_64_writers(self, running: RedisServer) -> None:
+        places = [Aggregate("orders", f"{n}") for n in range(12)]
+        history = History()
+        dice = random.Random(7)
+
+        async def write(store: Store, writer: int) -> None:
+            expected = 0
+            for _ in range(80):
+                place = places[writer % 12] if dice.random() < 0.7 else dice.choice(places)
+                number = expected if writer % 2 else None
+                expected = await history.append(store, place, dice.randrange(1, 4), number)
+
+        async with store_behind_proxy(running) as (store, proxy):
+            proxy.odds = 0.1
+            await asyncio.gather(*(write(store, writer) for writer in range(64)))
+            proxy.odds = 0.0
+            await history.check(store, places)
+            assert proxy.lost >= 10
+            assert history.unknown == []
+            assert len(history.acknowledged) > 2560
+            assert history.refused
+
+    async def test_a_second_arrival_is_told_from_the_first(self, running: RedisServer) -> None:
+        async with store_behind_proxy(running) as (store, proxy):
+            await store.events.append(ORDER, numbered(250), expected=NEW)
+            for n in range(250, 260, 2):
+                proxy.lose = 1
+                done = await store.events.append(ORDER, numbered(2), expected=ANY)
+                assert done == Appended(n, n + 1)
+            proxy.lose = 1
+            with pytest.raises(SequenceConflict) as caught:
+                await store.events.append(ORDER, numbered(1), expected=7)
+            assert caught.value.actual == 260
+            assert sequences(await store.events.read(ORDER)) == list(range(260))
+
+    async def test_without_proof_that_the_old_connection_is_gone_it_is_unknown(
+        self, running: RedisServer
+    ) -> None:
+        with redis.Redis.from_url(running.url) as client:
+            client.execute_command(
+                "ACL", "SETUSER", "default", "-client|kill", "on", "nopass", "~*", "&*"
+            )
+        async with store_behind_proxy(running) as (store, proxy):
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            proxy.lose = 1
+            with pytest.raises(OutcomeUnknown, match="may still be read"):
+                await store.events.append(ORDER, numbered(1), expected=1)
+            assert len(await store.events.read(ORDER)) == 2
+
+    async def test_connections_killed_by_the_server(self, running: RedisServer) -> None:
+        places = [Aggregate("orders", f"{n}") for n in range(8)]
+        history = History()
+        done = asyncio.Event()
+
+        async def write(store: Store, writer: int) -> None:
+            for _ in range(60):
+                await history.append(store, places[writer % 8], 1, None)
+
+        async def kill() -> None:
+            with redis.Redis.from_url(running.url) as client:
+                while not done.is_set():
+                    client.client_kill_filter(_type="normal", skipme=True)
+                    await anyio.sleep(0.005)
+
+        async with asyncstore.open(running.url, timeout=30) as store:
+            killing = asyncio.create_task(kill())
+            await asyncio.gather(*(write(store, writer) for writer in range(32)))
+            done.set()
+            await killing
+            await history.check(store, places)
+            assert len(history.acknowledged) == 32 * 60
+
+    async def test_servers_that_are_killed(self, tmp_path: Path) -> None:
+        arguments = ("--appendonly", "yes", "--appendfsync", "always")
+        places = [Aggregate("orders", f"{n}") for n in range(8)]
+        history = History()
+        with redis_server(VALKEY, *arguments) as running:
+            async with asyncstore.open(running.url, timeout=30) as store:
+
+                async def write(writer: int) -> None:
+                    for _ in range(60):
+                        await history.append(store, places[writer % 8], 2, None)
+
+                writing = asyncio.gather(*(write(writer) for writer in range(32)))
+                for target in (200, 600, 1000):
+                    await eventually(partial(has_more, history.acknowledged, target), "they write")
+                    running.stop()
+                    await asyncio.to_thread(running.start)
+                await writing
+                await history.check(store, places)
+
+
+class TestInStep:
+    @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+    def test_thousands_of_cancellations(
+        self, one_server: Server, prefix: str, run: Callable[[Awaitable[object]], object]
+    ) -> None:
+        dice = random.Random(11)
+
+        async def call(store: Store, n: int) -> None:
+            place = Aggregate("orders", f"{n}")
+            await store.events.append(place, [Event("Numbered", n)], expected=NEW)
+            (event,) = await store.events.read(place)
+            assert event.data == n
+            await store.positions.put("p", place, n)
+            assert await store.positions.get("p", place) == n
+
+        async def storm() -> None:
+            async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+                tasks = [asyncio.ensure_future(call(store, n)) for n in range(4000)]
+                cancelled = 0
+                while any(not task.done() for task in tasks):
+                    for task in dice.sample(tasks, 10):
+                        cancelled += task.cancel()
+                    await asyncio.sleep(0)
+                outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+                wrong = [o for o in outcomes if o and not isinstance(o, asyncio.CancelledError)]
+                assert wrong == []
+                assert cancelled > 500
+                assert outcomes.count(None) > 50
+                assert await store.events.next_sequence(Aggregate("orders", "unknown")) == 0
+
+        run(storm())
+
+    async def test_ten_thousand_at_once(self, one_server: Server, prefix: str) -> None:
+        async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+            calls = [
+                store.events.append(Aggregate("orders", f"{n % 100}"), numbered(1), expected=ANY)
+                for n in range(10_000)
+            ]
+            done = await asyncio.gather(*calls)
+            assert Counter(d.first_sequence for d in done) == dict.fromkeys(range(100), 100)
+
+    async def test_concurrent_calls_leave_in_one_write(self) -> None:
+        chunks: list[bytes] = []
+
+        async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1 << 20):
+                if b"EVALSHA" in data:
+                    chunks.append(data)
+                    writer.write(b"*2\r\n$2\r\nok\r\n:0\r\n" * data.count(b"EVALSHA"))
+                else:  # of the handshake, what INFO and the layout have to be
+                    is_info = b"INFO" in data
+                    writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
+
+        async with serving(count) as url, asyncstore.open(url) as store:
+            await asyncio.gather(
+                *(store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(100))
+            )
+            assert [chunk.count(b"EVALSHA") for chunk in chunks] == [100]
+
+    async def test_forgotten_scripts_under_load(self, running: RedisServer) -> None:
+        async with asyncstore.open(running.url) as store:
+            with redis.Redis.from_url(running.url) as client:
+
+                async def write(writer: int) -> None:
+                    for n in range(30):
+                        place = Aggregate("orders", f"{writer}")
+                        await store.events.append(place, numbered(1), expected=n)
+                        if n % 5 == 0:
+                            client.script_flush()
+
+                await asyncio.gather(*(write(writer) for writer in range(16)))
+
+
+class TestOddServers:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            b"\x15\x03\x01\x00\x02\x02\x50",
+            b"$5\r\nhel",
+            b"",
+            b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n",
+            b"*-5\r\n",
+        ],
+        ids=["http", "tls", "half a reply", "nothing", "too many", "nonsense"],
+    )
+    async def test_one_that_is_no_redis(self, reply: bytes) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(10)
+            writer.write(reply)
+
+        async with serving(answer, password=":s3cret@") as url:  # noqa: S106
+            with anyio.fail_after(10), pytest.raises(StoreUnavailable) as caught:
+                async with asyncstore.open(url):
+                    pass
+            assert "127.0.0.1" in str(caught.value)
+            assert "s3cret" not in str(caught.value)
+
+    async def test_one_that_falls_silent(self, running: RedisServer) -> None:
+        path = Path(urlsplit(running.url).path)
+        async with proxy_to(path) as proxy, asyncstore.open(proxy.url, timeout=0.5) as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            proxy.swallow = True
+            with anyio.fail_after(10):
+                with pytest.raises(OutcomeUnknown):
+                    await store.events.append(ORDER, numbered(1), expected=1)
+                with pytest.raises(StoreUnavailable):
+                    await store.events.read(ORDER)
+            proxy.swallow = False
+            await eventually(lambda: answers(store), "it answered again")
+
+    async def test_a_silent_one_is_noticed_without_calls(
+        self, running: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("asyncstore.transport._PING_SECONDS", 0.05)
+        path = Path(urlsplit(running.url).path)
+        async with proxy_to(path) as proxy, asyncstore.open(proxy.url, timeout=0.3) as store:
+            connections = proxy.connections
+            proxy.swallow = True
+            await eventually(lambda: proxy.open_connections == 0, "the silent one was given up")
+            proxy.swallow = False
+            assert await store.events.read(ORDER) == []
+            assert proxy.connections > connections
+
+
+def has_more(items: Sized, count: int) -> bool:
+    return len(items) > count
+
+
+async def answers(store: Store) -> bool:
+    try:
+        await store.events.read(ORDER)
+    except StoreUnavailable:
+        return False
+    return True
