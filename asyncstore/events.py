@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
 
+    from asyncstore.appends import Appender
     from asyncstore.keys import Keys
     from asyncstore.transport import Transport
 
@@ -98,6 +99,7 @@ class Events:
 
     _transport: Transport
     _keys: Keys
+    _appender: Appender
     _limits: Limits
 
     async def append(
@@ -121,16 +123,18 @@ class Events:
         if not batch:
             end = await self.next_sequence(aggregate)
             return Appended(end, end - 1)
+        arguments, size = self._encode(batch)
         place = "" if expected is ANY else str(expected)
-        mark = ""  # the transport sets it when it sends an append again
-        arguments = [aggregate.domain, aggregate.edition, aggregate.root, place, mark]
-        outcome, sequence = await self._transport.run(
-            scripts.APPEND,
-            [self._keys.events(aggregate), *self._index_keys(aggregate), self._keys.commits()],
-            [*arguments, *self._encode(batch)],
-        )
-        if outcome == b"conflict":
-            raise SequenceConflict(aggregate, expected, sequence)
+        reply = await self._appender.send(aggregate, place, arguments, size)
+        match self._transport.checked(reply, "append"):
+            case [b"ok", int(sequence)]:
+                pass
+            case [b"conflict", int(sequence)]:
+                raise SequenceConflict(aggregate, expected, sequence)
+            case [b"error", bytes(code)]:
+                raise self._transport.refused("append", code.decode())
+            case _:
+                raise self._transport.refused("append", "of another form than expected")
         return Appended(sequence, sequence + len(batch) - 1)
 
     async def read(
@@ -249,7 +253,8 @@ class Events:
             self._keys.domains(),
         ]
 
-    def _encode(self, batch: list[Event]) -> list[bytes]:
+    def _encode(self, batch: list[Event]) -> tuple[list[bytes], int]:
+        """Return two arguments of the script for each event, and their size in bytes."""
         if len(batch) > self._limits.max_append_events:
             raise EventTooLarge("max_append_events", self._limits.max_append_events, len(batch))
         arguments: list[bytes] = []
@@ -262,7 +267,7 @@ class Events:
         total = sum(map(len, arguments))
         if total > self._limits.max_append_bytes:
             raise EventTooLarge("max_append_bytes", self._limits.max_append_bytes, total)
-        return arguments
+        return arguments, total
 
     # Reading
 

@@ -47,7 +47,7 @@ def _read(file_name: str) -> str:
     return resources.files("asyncstore").joinpath("lua", file_name).read_text(encoding="utf-8")
 
 
-APPEND = load("append", mark=4)
+APPEND = load("append", mark=0)
 READ = load("read")
 LOAD = load("load")
 DELETE = load("delete")

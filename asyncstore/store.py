@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from asyncstore import codec, embedded, scripts
+from asyncstore.appends import Appender
 from asyncstore.errors import (
     ConfigurationError,
     StoreClosed,
@@ -74,7 +75,8 @@ class Store:
         limits = Limits(
             settings.max_event_bytes, settings.max_append_bytes, settings.max_append_events
         )
-        self.events = Events(self._transport, self._keys, limits)
+        appender = Appender(self._transport, self._keys)
+        self.events = Events(self._transport, self._keys, appender, limits)
         self.positions = Positions(self._transport, self._keys)
         self.snapshots = Snapshots(self._transport, self._keys)
 

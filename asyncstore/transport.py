@@ -170,23 +170,58 @@ class Transport:
         self, script: Script, keys: Sequence[str], arguments: Sequence[Argument] = ()
     ) -> Reply:
         """Run a script by its digest; a server that does not have it yet gets the source."""
-        mark = 3 + len(keys) + script.mark if script.mark is not None else 0
-        repeat = script.repeat
-        command: list[Argument] = ["EVALSHA", script.sha, len(keys), *keys, *arguments]
-        reply = await self._call(command, script.name, repeat, mark)
-        if type(reply) is ReplyError and reply.code == "NOSCRIPT":
-            command = ["EVAL", script.source, *command[2:]]
-            reply = await self._call(command, script.name, repeat, mark)
-        return self._checked(reply, script.name)
+        caller = self.loop().create_future()
+        self._submit(script, keys, arguments, [caller], is_group=False)
+        return self.checked(await caller, script.name)
 
     async def command(self, *command: Argument) -> Reply:
         """Send one command that changes nothing."""
+        loop = self.loop()
+        caller = loop.create_future()
         name = str(command[0])
-        return self._checked(await self._call(list(command), name, Repeat.FREELY, 0), name)
+        self._enter(Request(list(command), name, Repeat.FREELY, [caller], loop.time()))
+        return self.checked(await caller, name)
 
-    def _call(
-        self, command: list[Argument], name: str, repeat: Repeat, mark: int
-    ) -> asyncio.Future[Reply]:
+    def run_for_group(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        callers: Sequence[asyncio.Future[Reply]],
+    ) -> None:
+        """Run a script whose reply has a part for each caller, or is an error for all of them."""
+        self._submit(script, keys, arguments, callers, is_group=True)
+
+    def _submit(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        callers: Sequence[asyncio.Future[Reply]],
+        *,
+        is_group: bool,
+    ) -> None:
+        command: list[Argument] = ["EVALSHA", script.sha, len(keys), *keys, *arguments]
+        mark = 3 + len(keys) + script.mark if script.mark is not None else 0
+        request = Request(
+            command,
+            script.name,
+            script.repeat,
+            callers,
+            self.loop().time(),
+            mark=mark,
+            source=script.source,
+            is_group=is_group,
+        )
+        self._enter(request)
+
+    def flush(self) -> None:
+        """Send at once what would leave at the end of this turn of the event loop."""
+        if self._wire is not None:
+            self._wire.flush()
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop of the store, or raise StoreClosed if this is not it."""
         loop = self._loop
         if loop is None:
             raise StoreClosed("the store is not open: use it inside `async with asyncstore.open()`")
@@ -194,22 +229,24 @@ class Transport:
             raise StoreClosed(
                 "the store was opened in another event loop: open one in each loop and process"
             )
-        future = loop.create_future()
-        request = Request(command, name, repeat, mark, future, loop.time())
+        return loop
+
+    def checked(self, reply: Reply, name: str) -> Reply:
+        """Return the reply, or raise what an error of the server means."""
+        if type(reply) is ReplyError:
+            raise self.refused(name, reply.code)
+        return reply
+
+    def _enter(self, request: Request) -> None:
         wire = self._wire
         if wire is not None and not self._backlog and wire.has_room():
             wire.push(request)
         else:
             self._backlog.append(request)
             self._connect_if_needed()
-        return future
 
-    def _checked(self, reply: Reply, name: str) -> Reply:
-        if type(reply) is ReplyError:
-            raise self._refused(name, reply.code)
-        return reply
-
-    def _refused(self, name: str, code: str) -> AsyncStoreError:
+    def refused(self, name: str, code: str) -> AsyncStoreError:
+        """Return what an error of the server, by its first word, means for the caller."""
         if code == "OOM":
             return StoreFull(self._where)
         if code in _NOT_NOW:
@@ -231,7 +268,7 @@ class Transport:
         wire = self._wire
         while self._backlog and wire is not None and wire.has_room():
             request = self._backlog.popleft()
-            if not request.future.done():
+            if not request.is_over():
                 wire.push(request)
 
     def _lost(self, wire: Wire, reason: str) -> None:
@@ -245,7 +282,7 @@ class Transport:
         for request in wire.waiting:
             if self._loop is None or request.repeat is Repeat.NEVER:
                 self._give_up(request, reason)
-            elif not request.future.done():
+            elif not request.is_over():
                 again.append(request)
         if self._loop is None:
             for request in wire.outbox:
@@ -269,8 +306,8 @@ class Transport:
             if max(wire.last_heard, wire.waiting[0].born) <= too_old:
                 wire.abort("it has gone silent")
         elif wire is not None and wire.last_heard < loop.time() - _PING_SECONDS:
-            future = loop.create_future()
-            wire.push(Request(["PING"], "PING", Repeat.FREELY, 0, future, loop.time()))
+            nobody = loop.create_future()
+            wire.push(Request(["PING"], "PING", Repeat.FREELY, [nobody], loop.time()))
         self._timer = loop.call_later(min(self._timeout / 10, 1.0), self._tick)
 
     def _late(self, request: Request) -> str:
@@ -288,7 +325,7 @@ class Transport:
         """Dial as long as somebody waits, with growing pauses."""
         pause = _FIRST_PAUSE
         try:
-            while any(not request.future.done() for request in self._backlog):
+            while not all(request.is_over() for request in self._backlog):
                 try:
                     self._wire = await self._dial()
                 except _Unreachable as error:
@@ -380,7 +417,7 @@ class Transport:
     async def _ask(self, wire: Wire, *command: Argument) -> Reply:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
-        wire.push(Request(list(command), "PING", Repeat.FREELY, 0, future, loop.time()))
+        wire.push(Request(list(command), "HELLO", Repeat.FREELY, [future], loop.time()))
         await asyncio.wait([future, wire.closed], return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
             raise _Unreachable("the server closed the connection")
@@ -388,7 +425,7 @@ class Transport:
 
     def _refused_login(self, error: BaseException) -> AsyncStoreError:
         code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
-        return self._refused("the handshake", code)
+        return self.refused("the handshake", code)
 
     def _why_unreachable(self, reason: BaseException) -> str:
         known = [text for kind, text in _UNREACHABLE.items() if isinstance(reason, kind)]

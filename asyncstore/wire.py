@@ -8,6 +8,7 @@ connection stays in step for everybody else.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import hiredis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 Argument = str | bytes | int
 Reply = Any
@@ -42,25 +43,44 @@ class Repeat(Enum):
 
 
 class Request:
-    """A command on its way, and the caller who waits for its reply."""
+    """A command on its way, and the callers who wait for its reply.
 
-    __slots__ = ("born", "command", "future", "mark", "name", "repeat", "sent", "size")
+    Most have one caller. A group has many, and a reply with a part for each of them.
+    """
+
+    __slots__ = (
+        "born",
+        "callers",
+        "command",
+        "is_group",
+        "mark",
+        "name",
+        "repeat",
+        "sent",
+        "size",
+        "source",
+    )
 
     def __init__(
         self,
         command: list[Argument],
         name: str,
         repeat: Repeat,
-        mark: int,
-        future: asyncio.Future[Reply],
+        callers: Sequence[asyncio.Future[Reply]],
         born: float,
+        *,
+        mark: int = 0,
+        source: str | None = None,
+        is_group: bool = False,
     ) -> None:
         self.command = command
         self.name = name
         self.repeat = repeat
-        self.mark = mark  # where in the command the mark of a second sending goes
-        self.future = future
+        self.callers = callers
         self.born = born
+        self.mark = mark  # where in the command the mark of a second sending goes
+        self.source = source  # of the script that the command names by its digest
+        self.is_group = is_group
         self.sent = False
         self.size = 0
 
@@ -69,15 +89,23 @@ class Request:
         """Whether the server may have carried out a change that nobody heard of."""
         return self.sent and self.repeat is not Repeat.FREELY
 
+    def is_over(self) -> bool:
+        """Whether nobody waits any more: all were answered, or cancelled."""
+        return all(caller.done() for caller in self.callers)
+
     def finish(self, reply: Reply) -> None:
-        """Hand the reply to the caller, if there still is one."""
-        if not self.future.done():
-            self.future.set_result(reply)
+        """Hand the reply to the callers that there still are."""
+        is_parted = self.is_group and type(reply) is list and len(reply) == len(self.callers)
+        parts = reply if is_parted else [reply] * len(self.callers)
+        for caller, part in zip(self.callers, parts, strict=True):
+            if not caller.done():
+                caller.set_result(part)
 
     def fail(self, error: Exception) -> None:
-        """Raise the error in the caller, if there still is one."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        """Raise the error in the callers that there still are, in each its own."""
+        for caller in self.callers:
+            if not caller.done():
+                caller.set_exception(copy.copy(error))
 
 
 class Wire(asyncio.Protocol):
@@ -105,6 +133,7 @@ class Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET, replyError=ReplyError)
         self._max_commands = max_commands
         self._max_bytes = max_bytes
+        self._calls = 0  # in flight or about to be
         self._bytes = 0  # of requests in flight
         self._partial = 0  # bytes of a reply that is not complete
         self._paused = False
@@ -116,23 +145,30 @@ class Wire(asyncio.Protocol):
 
     def has_room(self) -> bool:
         """Whether another request can go now, by the bounds on commands and bytes in flight."""
-        in_flight = len(self.waiting) + len(self.outbox)
-        return not self._paused and in_flight < self._max_commands and self._bytes < self._max_bytes
+        return (
+            not self._paused and self._calls < self._max_commands and self._bytes < self._max_bytes
+        )
 
     def push(self, request: Request) -> None:
         """Send a request with all others of this turn of the event loop."""
         if not self.outbox:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self.outbox.append(request)
+        self._calls += len(request.callers)
 
-    def _flush(self) -> None:
-        if self._transport is None:
-            return  # it was lost meanwhile, and the outbox handed over
-        requests = [request for request in self.outbox if not request.future.done()]
+    def flush(self) -> None:
+        """Send what there is to be sent."""
+        if self._transport is None or not self.outbox:
+            return  # it was lost meanwhile, and the outbox handed over; or it has been sent
+        packets = []
+        for request in self.outbox:
+            if request.is_over():
+                self._calls -= len(request.callers)
+            else:
+                packets.append(_pack(request))
+                self._bytes += request.size
+                self.waiting.append(request)
         self.outbox = []
-        packets = [_pack(request) for request in requests]
-        self._bytes += sum(map(len, packets))
-        self.waiting.extend(requests)
         self._transport.write(b"".join(packets))
 
     # The transport's calls
@@ -152,9 +188,7 @@ class Wire(asyncio.Protocol):
         try:
             while (reply := self._reader.gets()) is not _NOT_YET:
                 self._partial = 0
-                request = self.waiting.popleft()
-                self._bytes -= request.size
-                request.finish(reply)
+                self._match(self.waiting.popleft(), reply)
         except (hiredis.HiredisError, IndexError):
             self.abort("what answers there does not speak the protocol of Redis")
             return
@@ -162,6 +196,18 @@ class Wire(asyncio.Protocol):
             self.abort(f"an answer has more than {_LARGEST_REPLY} bytes")
             return
         self._on_reply()
+
+    def _match(self, request: Request, reply: Reply) -> None:
+        self._bytes -= request.size
+        self._calls -= len(request.callers)
+        if type(reply) is ReplyError and request.source is not None and reply.code == "NOSCRIPT":
+            # The server does not have the script, or not any more: it gets the source.
+            request.command[:2] = ["EVAL", request.source]
+            request.source = None
+            request.sent = False
+            self.push(request)
+        else:
+            request.finish(reply)
 
     def pause_writing(self) -> None:
         """Stop taking requests: the server does not read what was sent."""

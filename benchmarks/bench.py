@@ -65,14 +65,14 @@ class Bare:
         """Append one event to a new aggregate."""
         aggregate = fresh()
         keys = [
-            self.keys.events(aggregate),
+            self.keys.commits(),
             self.keys.roots("bench", "main"),
             self.keys.editions("bench"),
             self.keys.domains(),
-            self.keys.commits(),
+            self.keys.events(aggregate),
         ]
         member = codec.encode_event(Event("Benched", BODY))
-        arguments = ("bench", "main", aggregate.root, "0", "", *member)
+        arguments = ("", "bench", "main", aggregate.root, "0", 1, *member)
         return await self.client.evalsha(scripts.APPEND.sha, len(keys), *keys, *arguments)
 
     async def load(self, aggregate: Aggregate) -> object:

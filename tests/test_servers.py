@@ -367,7 +367,7 @@ class TestConcurrency:
             events = numbered(500)
             calls = [
                 asyncio.create_task(store.events.append(ORDER, events, expected=ANY))
-                for _ in range(6)
+                for _ in range(12)
             ]
             await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -375,7 +375,7 @@ class TestConcurrency:
         closed = [outcome for outcome in outcomes if isinstance(outcome, StoreClosed)]
         unknown = [outcome for outcome in outcomes if isinstance(outcome, OutcomeUnknown)]
         assert closed
-        assert len(stored) + len(closed) + len(unknown) == 6
+        assert len(stored) + len(closed) + len(unknown) == 12
         async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
             count = await store.events.next_sequence(ORDER) // 500
             assert len(stored) <= count <= len(stored) + len(unknown)

@@ -26,6 +26,7 @@ ORDER = [
     "wire",
     "scripts",
     "transport",
+    "appends",
     "embedded_keeper",
     "embedded",
     "positions",
@@ -135,8 +136,10 @@ def test_a_script_touches_declared_keys_only(name: str) -> None:
     source = SCRIPTS[name].source
     declared = set(re.findall(r"^local ([\w, ]+) = KEYS\[", source, re.M))
     names = {part for names in declared for part in names.split(", ")}
-    # What else may stand for a key: the parameters and tables that hold declared ones.
+    # What else may stand for a key: parameters, and what walks over declared ones.
     names |= {"place", "index", "KEYS[place]", "KEYS[1]"}
+    for parameters in re.findall(r"function \w+\(([\w, ]+)\)", source):
+        names |= set(parameters.split(", "))
     assert not re.search(r"redis\.p?call\((?!')", source), "a command that can't be checked"
     commands = re.findall(r"redis\.call\('(\w+)'(?:, ([\w\[\]]+))?", source)
     assert commands

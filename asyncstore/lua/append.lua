@@ -1,23 +1,34 @@
 #!lua
--- Appends events to one aggregate: all of them, or none.
--- KEYS: events, roots, editions, domains, commits (see keys.py)
--- ARGV: domain, edition, root,
---       expected: the sequence that the first event must get, or '' for any,
---       mark: 'again' when this may be the second arrival of the same append, else '',
---       then two for each event: its time in microseconds ('' for the server's time),
---       and what follows the time in its member (see codec.py)
--- Reply: {'ok', first sequence} or {'conflict', next sequence}
-local events, roots, editions, domains, commits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local domain, edition, root, expected, mark = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local FIRST_EVENT = 6
+-- Appends events to aggregates of one domain and edition. Each aggregate by itself: all of its
+-- events or none, and what is wrong with one does not touch the others.
+-- KEYS: commits, roots, editions, domains (see keys.py), then the events of each aggregate
+-- ARGV: mark: 'again' when this may be the second arrival of the same call, else '',
+--       domain, edition,
+--       then for each aggregate: root,
+--         expected: the sequence that the first event must get, or '' for any,
+--         how many events, and two for each of them: its time in microseconds ('' for the
+--         server's time), and what follows the time in its member (see codec.py)
+-- Reply: for each aggregate {'ok', first sequence}, {'conflict', next sequence}, or
+--        {'error', first word of the server's error}
+local commits, roots, editions, domains = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local mark, domain, edition = ARGV[1], ARGV[2], ARGV[3]
+local FIRST_EVENTS, FIRST_ROOT = 5, 4
 local LOOK_AT_ONCE = 100
 local EVENTS_A_CALL = 1000 -- unpack fails somewhere below 8,000 values
 
-local next_sequence = redis.call('ZCARD', events)
+local clock = redis.call('TIME')
+local now = clock[1] .. string.format('%06d', clock[2])
 
--- Returns the sequence of this append's first event in from..to, looked for from the end.
-local function find_first_event(from, to)
-  local id = string.match(ARGV[FIRST_EVENT + 1], '^"%x+"')
+-- Numbers for all aggregates are taken with the first that gets one; some may stay unused.
+local commit
+local function next_commit()
+  local most = #KEYS - FIRST_EVENTS + 1
+  commit = commit and commit + 1 or redis.call('INCRBY', commits, most) - most + 1
+  return commit
+end
+
+-- Returns the sequence in from..to of the event with this id, looked for from the end.
+local function find_event(events, id, from, to)
   for last = to, from, -LOOK_AT_ONCE do
     local first = math.max(from, last - LOOK_AT_ONCE + 1)
     local members = redis.call('ZRANGE', events, last, first, 'BYSCORE', 'REV')
@@ -30,35 +41,9 @@ local function find_first_event(from, to)
   end
 end
 
-if mark == 'again' then
-  local place = tonumber(expected)
-  local stored = find_first_event(place or 0, place or next_sequence - 1)
-  if stored then
-    return { 'ok', stored }
-  end
-end
-
-if expected ~= '' and tonumber(expected) ~= next_sequence then
-  return { 'conflict', next_sequence }
-end
-
-local clock = redis.call('TIME')
-local now = clock[1] .. string.format('%06d', clock[2])
-
--- The indexes first and the events last: an index may name too much, never too little. If one of
--- these calls fails, the aggregate still has no events, and its next append does them all again.
--- The events can't fail any more, ZCARD has seen that their key is a sorted set.
-local commit = redis.call('INCR', commits)
-if next_sequence == 0 then
-  redis.call('ZADD', domains, 0, domain)
-  redis.call('ZADD', editions, 0, edition)
-end
-redis.call('ZADD', roots, commit, root)
-
-local sequence = next_sequence
-for first = FIRST_EVENT, #ARGV, 2 * EVENTS_A_CALL do
+local function add(events, sequence, first, last)
   local members = {}
-  for place = first, math.min(first + 2 * EVENTS_A_CALL, #ARGV) - 1, 2 do
+  for place = first, last, 2 do
     local score = string.format('%.0f', sequence)
     local time = ARGV[place]
     if time == '' then
@@ -67,7 +52,50 @@ for first = FIRST_EVENT, #ARGV, 2 * EVENTS_A_CALL do
     members[#members + 1] = score
     members[#members + 1] = '[' .. score .. ',' .. time .. ',' .. ARGV[place + 1]
     sequence = sequence + 1
+    if #members == 2 * EVENTS_A_CALL or place + 1 == last then
+      redis.call('ZADD', events, unpack(members))
+      members = {}
+    end
   end
-  redis.call('ZADD', events, unpack(members))
 end
-return { 'ok', next_sequence }
+
+local function append(events, root, expected, first, last)
+  local next_sequence = redis.call('ZCARD', events)
+  if mark == 'again' then
+    local id = string.match(ARGV[first + 1], '^"%x+"')
+    local stored = find_event(events, id, expected or 0, expected or next_sequence - 1)
+    if stored then
+      return { 'ok', stored }
+    end
+  end
+  if expected and expected ~= next_sequence then
+    return { 'conflict', next_sequence }
+  end
+
+  -- The indexes first and the events last: an index may name too much, never too little. If one of
+  -- these calls fails, the aggregate still has no events, and its next append does them all again.
+  -- The events can't fail any more, ZCARD has seen that their key is a sorted set.
+  local number = next_commit()
+  if next_sequence == 0 then
+    redis.call('ZADD', domains, 0, domain)
+    redis.call('ZADD', editions, 0, edition)
+  end
+  redis.call('ZADD', roots, number, root)
+  add(events, next_sequence, first, last)
+  return { 'ok', next_sequence }
+end
+
+local replies = {}
+local place = FIRST_ROOT
+for index = FIRST_EVENTS, #KEYS do
+  local root, expected, count = ARGV[place], tonumber(ARGV[place + 1]), tonumber(ARGV[place + 2])
+  local first, last = place + 3, place + 2 + 2 * count
+  local done, reply = pcall(append, KEYS[index], root, expected, first, last)
+  if not done then
+    local text = type(reply) == 'table' and reply.err or tostring(reply)
+    reply = { 'error', string.match(text, '^%-?(%u+)') or 'ERR' }
+  end
+  replies[#replies + 1] = reply
+  place = last + 1
+end
+return replies
