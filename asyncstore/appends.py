@@ -6,12 +6,12 @@ number of commits. An append that comes alone is a group of one, and nothing wai
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from asyncstore import scripts
-from asyncstore.errors import StoreClosed
 
 if TYPE_CHECKING:
     import asyncio
@@ -83,9 +83,10 @@ class Appender:
         callers = [append.reply for append in group]
         try:
             self._transport.run_for_group(scripts.APPEND, keys, arguments, callers)
-        except StoreClosed as error:
+        except Exception as error:
+            # Whatever it is, it belongs to those who wait.
             for caller in callers:
-                caller.set_exception(error)
+                caller.set_exception(copy.copy(error))
 
 
 def _groups(appends: list[Append]) -> Iterator[list[Append]]:

@@ -60,7 +60,10 @@ def open(where: str | Settings | None = None, **options: Unpack[Options]) -> Sto
 
 
 class Store:
-    """An event store. Bound to the event loop in which it is entered; made by `open`."""
+    """An event store, made by `open`.
+
+    Bound to the event loop in which it is entered, and to its process: after a fork, open another.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

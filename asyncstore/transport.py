@@ -111,6 +111,7 @@ class Transport:
         self._timer: asyncio.TimerHandle | None = None
         self._where = ""
         self._trouble = "it did not answer in time"
+        self._pause = 0.0  # before the next dial
         self._identity: tuple[str, int] | None = None  # of the connection: server run, client id
         self._lost_identity: tuple[str, int] | None = None
 
@@ -127,15 +128,11 @@ class Transport:
             # Their messages may show the password.
             why = f"{where} has an option that can't be used"
             raise ConfigurationError("url", why, "the settings") from None
-        self._loop = asyncio.get_running_loop()
         try:
             self._wire = await self._dial()
         except _Unreachable as error:
-            self._loop = None
             raise StoreUnavailable(where, str(error)) from None
-        except BaseException:
-            self._loop = None
-            raise
+        self._loop = asyncio.get_running_loop()
         self._tick()
 
     def _options(self) -> dict[str, Any]:
@@ -152,17 +149,19 @@ class Transport:
         self._loop = None
         if self._timer is not None:
             self._timer.cancel()
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
-        wire = self._wire
-        if wire is not None:
-            wire.abort("the store was closed")
-            with anyio.CancelScope(shield=True):
-                await wire.closed
         for request in self._backlog:
             self._give_up(request, "the store was closed")
         self._backlog.clear()
+        ends: list[asyncio.Future[None]] = []
+        if self._connecting is not None:
+            self._connecting.cancel()
+            ends.append(self._connecting)
+        if self._wire is not None:
+            self._wire.abort("the store was closed")
+            ends.append(self._wire.closed)
+        with anyio.CancelScope(shield=True):
+            if ends:
+                await asyncio.wait(ends)
 
     # Calls
 
@@ -266,6 +265,8 @@ class Transport:
     def _drain(self) -> None:
         """Send what waited, as far as there is room."""
         wire = self._wire
+        if wire is not None:
+            self._pause = 0.0  # the connection is good for something
         while self._backlog and wire is not None and wire.has_room():
             request = self._backlog.popleft()
             if not request.is_over():
@@ -282,7 +283,7 @@ class Transport:
         for request in wire.waiting:
             if self._loop is None or request.repeat is Repeat.NEVER:
                 self._give_up(request, reason)
-            elif not request.is_over():
+            else:
                 again.append(request)
         if self._loop is None:
             for request in wire.outbox:
@@ -297,20 +298,25 @@ class Transport:
         if loop is None:
             return
         too_old = loop.time() - self._timeout
-        for requests in (wire.oldest() if wire else (), self._backlog):
-            for request in requests:
-                if request.born > too_old:
-                    break
-                self._give_up(request, self._late(request))
+        in_flight = [*wire.waiting, *wire.outbox] if wire is not None else []
+        for request in (*in_flight, *self._backlog):
+            if request.born <= too_old:
+                self._give_up(request, self._late())
+        self._forget_the_answered()
         if wire is not None and wire.waiting:
             if max(wire.last_heard, wire.waiting[0].born) <= too_old:
                 wire.abort("it has gone silent")
         elif wire is not None and wire.last_heard < loop.time() - _PING_SECONDS:
-            nobody = loop.create_future()
-            wire.push(Request(["PING"], "PING", Repeat.FREELY, [nobody], loop.time()))
+            wire.push(Request(["PING"], "PING", Repeat.FREELY, [_own(loop)], loop.time()))
         self._timer = loop.call_later(min(self._timeout / 10, 1.0), self._tick)
 
-    def _late(self, request: Request) -> str:
+    def _forget_the_answered(self) -> None:
+        """Let go of what nobody waits for any more."""
+        if self._backlog:
+            live = [request for request in self._backlog if not request.is_over()]
+            self._backlog = deque(live)
+
+    def _late(self) -> str:
         if self._wire is None:
             return f"no connection in {self._timeout} s ({self._trouble})"
         return f"no answer in {self._timeout} s"
@@ -322,24 +328,24 @@ class Transport:
             self._connecting = asyncio.ensure_future(self._reconnect())
 
     async def _reconnect(self) -> None:
-        """Dial as long as somebody waits, with growing pauses."""
-        pause = _FIRST_PAUSE
+        """Dial as long as somebody waits, with growing pauses until a connection has answered."""
         try:
-            while not all(request.is_over() for request in self._backlog):
+            while self._wire is None and self._backlog:
+                await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311
+                self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
                 try:
                     self._wire = await self._dial()
                 except _Unreachable as error:
                     self._trouble = str(error)
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-                    pause = min(2 * pause, _LONGEST_PAUSE)
-                else:
-                    break
+                self._forget_the_answered()
         except AsyncStoreError as error:
             # The server answered, and said no. It is not asked again until the next call.
             self._refuse_all(error)
         finally:
             self._connecting = None
+        pause = self._pause
         self._drain()
+        self._pause = pause  # it has not answered a call yet
         self._connect_if_needed()
 
     def _refuse_all(self, error: AsyncStoreError) -> None:
@@ -374,6 +380,8 @@ class Transport:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._prepare(wire)
+            if not wire.is_alive():
+                raise _Unreachable("the server closed the connection")
         except BaseException as error:
             wire.abort("it was not needed")
             with anyio.CancelScope(shield=True):
@@ -387,7 +395,9 @@ class Transport:
     async def _prepare(self, wire: Wire) -> None:
         """Learn who we are on the server, and end the connection that was lost."""
         hello = await self._ask(wire, "HELLO")
-        info = await self._ask(wire, "INFO", "server")
+        info = await self._ask(wire, "INFO", "server", "persistence")
+        if isinstance(info, bytes) and b"\nloading:1" in info:
+            raise _Unreachable(_NOT_NOW["LOADING"])
         identity = _identity(hello, info)
         await self._settle_appends(wire, identity)
         self._identity = identity
@@ -399,7 +409,8 @@ class Transport:
             return
         if await self._is_ended(wire, identity):
             for request in unsettled:
-                request.command[request.mark] = _MARK
+                why = f"{request.name}: its answer was lost, and it was refused when sent again"
+                request.send_again(_MARK, OutcomeUnknown(self._where, why))
         else:
             for request in unsettled:
                 self._give_up(request, "the connection broke, and may still be read by the server")
@@ -416,7 +427,7 @@ class Transport:
 
     async def _ask(self, wire: Wire, *command: Argument) -> Reply:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
+        future = _own(loop)
         wire.push(Request(list(command), "HELLO", Repeat.FREELY, [future], loop.time()))
         await asyncio.wait([future, wire.closed], return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
@@ -430,17 +441,26 @@ class Transport:
     def _why_unreachable(self, reason: BaseException) -> str:
         known = [text for kind, text in _UNREACHABLE.items() if isinstance(reason, kind)]
         meaning = known[0] if known else type(reason).__name__
+        if isinstance(reason, FileNotFoundError) and not self._where.startswith("unix:"):
+            meaning = "a file that the URL names is not there"
         if self._where.startswith(("rediss:", "valkeys:")):
             meaning += "; is it a port for TLS?"
         return f"no connection ({meaning})"
+
+
+def _own(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Reply]:
+    """Return a future of the driver's own, of which nobody has to hear how it ended."""
+    future: asyncio.Future[Reply] = loop.create_future()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 def _identity(hello: Reply, info: Reply) -> tuple[str, int] | None:
     """Return the server's run and our client's id there; None where an ACL hides them."""
     if not isinstance(hello, list) or not isinstance(info, bytes):
         return None
-    fields = dict(zip(hello[::2], hello[1::2], strict=True))
+    fields = dict(zip(hello[::2], hello[1::2], strict=False))
     runs = [line for line in info.splitlines() if line.startswith(b"run_id:")]
-    with contextlib.suppress(KeyError, IndexError, ValueError):
+    with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):
         return runs[0].decode(), int(fields[b"id"])
     return None

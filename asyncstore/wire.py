@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import hiredis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 Argument = str | bytes | int
 Reply = Any
@@ -52,12 +52,13 @@ class Request:
         "born",
         "callers",
         "command",
+        "doubt",
         "is_group",
         "mark",
         "name",
+        "packet",
         "repeat",
         "sent",
-        "size",
         "source",
     )
 
@@ -82,12 +83,35 @@ class Request:
         self.source = source  # of the script that the command names by its digest
         self.is_group = is_group
         self.sent = False
-        self.size = 0
+        self.doubt: Exception | None = None
+        self.pack()
+
+    def pack(self) -> None:
+        """Make the bytes to send; again when the command has changed."""
+        self.packet: bytes = hiredis.pack_command(cast(Any, tuple(self.command)))
 
     @property
     def may_have_changed_something(self) -> bool:
         """Whether the server may have carried out a change that nobody heard of."""
-        return self.sent and self.repeat is not Repeat.FREELY
+        was_sent = self.sent or self.doubt is not None
+        return was_sent and self.repeat is not Repeat.FREELY
+
+    def send_again(self, mark: str, doubt: Exception) -> None:
+        """Prepare the second sending.
+
+        If it is refused, that does not say that the first one was: then the callers get `doubt`.
+        """
+        self.command[self.mark] = mark
+        self.doubt = doubt
+        self.sent = False
+        self.pack()
+
+    def send_source(self, source: str) -> None:
+        """Name the script by its source: the server does not have it, or not any more."""
+        self.command[:2] = ["EVAL", source]
+        self.source = None
+        self.sent = False
+        self.pack()
 
     def is_over(self) -> bool:
         """Whether nobody waits any more: all were answered, or cancelled."""
@@ -98,7 +122,11 @@ class Request:
         is_parted = self.is_group and type(reply) is list and len(reply) == len(self.callers)
         parts = reply if is_parted else [reply] * len(self.callers)
         for caller, part in zip(self.callers, parts, strict=True):
-            if not caller.done():
+            if caller.done():
+                continue
+            if self.doubt is not None and _is_refusal(part):
+                caller.set_exception(copy.copy(self.doubt))
+            else:
                 caller.set_result(part)
 
     def fail(self, error: Exception) -> None:
@@ -137,6 +165,7 @@ class Wire(asyncio.Protocol):
         self._bytes = 0  # of requests in flight
         self._partial = 0  # bytes of a reply that is not complete
         self._paused = False
+        self._aborted = False
         self._reason = "the server closed the connection"
         self._on_reply = on_reply
         self._on_lost = on_lost
@@ -144,10 +173,13 @@ class Wire(asyncio.Protocol):
     # Sending
 
     def has_room(self) -> bool:
-        """Whether another request can go now, by the bounds on commands and bytes in flight."""
-        return (
-            not self._paused and self._calls < self._max_commands and self._bytes < self._max_bytes
-        )
+        """Whether another request can go now, by the bounds on calls and bytes in flight."""
+        is_open = self.is_alive() and not self._paused
+        return is_open and self._calls < self._max_commands and self._bytes < self._max_bytes
+
+    def is_alive(self) -> bool:
+        """Whether the connection is there, and was not given up."""
+        return self._transport is not None and not self._aborted
 
     def push(self, request: Request) -> None:
         """Send a request with all others of this turn of the event loop."""
@@ -155,21 +187,27 @@ class Wire(asyncio.Protocol):
             self._loop.call_soon(self.flush)
         self.outbox.append(request)
         self._calls += len(request.callers)
+        self._bytes += len(request.packet)
 
     def flush(self) -> None:
         """Send what there is to be sent."""
         if self._transport is None or not self.outbox:
             return  # it was lost meanwhile, and the outbox handed over; or it has been sent
-        packets = []
-        for request in self.outbox:
-            if request.is_over():
-                self._calls -= len(request.callers)
-            else:
-                packets.append(_pack(request))
-                self._bytes += request.size
-                self.waiting.append(request)
-        self.outbox = []
-        self._transport.write(b"".join(packets))
+        outbox, self.outbox = self.outbox, []
+        live = [request for request in outbox if not request.is_over()]
+        for request in live:
+            request.sent = True
+        self.waiting.extend(live)
+        self._transport.write(b"".join([request.packet for request in live]))
+        if len(live) < len(outbox):
+            for request in outbox:
+                if not request.sent:
+                    self._leave(request)
+            self._on_reply()  # there is room again
+
+    def _leave(self, request: Request) -> None:
+        self._calls -= len(request.callers)
+        self._bytes -= len(request.packet)
 
     # The transport's calls
 
@@ -198,13 +236,9 @@ class Wire(asyncio.Protocol):
         self._on_reply()
 
     def _match(self, request: Request, reply: Reply) -> None:
-        self._bytes -= request.size
-        self._calls -= len(request.callers)
+        self._leave(request)
         if type(reply) is ReplyError and request.source is not None and reply.code == "NOSCRIPT":
-            # The server does not have the script, or not any more: it gets the source.
-            request.command[:2] = ["EVAL", request.source]
-            request.source = None
-            request.sent = False
+            request.send_source(request.source)
             self.push(request)
         else:
             request.finish(reply)
@@ -234,16 +268,11 @@ class Wire(asyncio.Protocol):
     def abort(self, reason: str) -> None:
         """Give the connection up."""
         self._reason = reason
+        self._aborted = True
         if self._transport is not None:
             self._transport.abort()
 
-    def oldest(self) -> Iterable[Request]:
-        """Return the requests in flight, about in the order of their birth."""
-        return self.waiting
 
-
-def _pack(request: Request) -> bytes:
-    packet: bytes = hiredis.pack_command(cast(Any, tuple(request.command)))
-    request.sent = True
-    request.size = len(packet)
-    return packet
+def _is_refusal(part: Reply) -> bool:
+    """Whether the server refused a command, or the script one part of a group."""
+    return type(part) is ReplyError or (type(part) is list and part[:1] == [b"error"])

@@ -22,6 +22,9 @@ class Proxy:
         self.odds = 0.0
         self.dice = random.Random(0)
         self.swallow = False
+        self.lose_scripts = False  # the replies to scripts, and no others
+        self.on_lost: Callable[[], object] = lambda: None
+        self._asked_script = False
         self.connections = 0
         self.open_connections = 0
         self.lost = 0
@@ -49,13 +52,16 @@ class Proxy:
         while data := await reader.read(65536):
             back.write(data)
             await back.drain()
+            self._asked_script = b"EVALSHA" in data
         raise ConnectionResetError
 
     async def _replies(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await there.read(65536):
-            if self.lose > 0 or self.dice.random() < self.odds:
+            is_script = self.lose_scripts and self._asked_script
+            if is_script or self.lose > 0 or self.dice.random() < self.odds:
                 self.lose = max(0, self.lose - 1)
                 self.lost += 1
+                self.on_lost()
                 break
             if not self.swallow:
                 writer.write(data)

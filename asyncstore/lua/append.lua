@@ -8,12 +8,13 @@
 --         expected: the sequence that the first event must get, or '' for any,
 --         how many events, and two for each of them: its time in microseconds ('' for the
 --         server's time), and what follows the time in its member (see codec.py)
--- Reply: for each aggregate {'ok', first sequence}, {'conflict', next sequence}, or
---        {'error', first word of the server's error}
+-- Reply: for each aggregate {'ok', first sequence}, {'conflict', next sequence},
+--        {'error', first word of the server's error}, or {'error', 'TOOLONG'} when a second
+--        arrival had too much to look through
 local commits, roots, editions, domains = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local mark, domain, edition = ARGV[1], ARGV[2], ARGV[3]
 local FIRST_EVENTS, FIRST_ROOT = 5, 4
-local LOOK_AT_ONCE = 100
+local LOOK_AT_ONCE, MOST_LOOKED_AT = 100, 100000 -- of the order of 100 ms
 local EVENTS_A_CALL = 1000 -- unpack fails somewhere below 8,000 values
 
 local clock = redis.call('TIME')
@@ -29,8 +30,9 @@ end
 
 -- Returns the sequence in from..to of the event with this id, looked for from the end.
 local function find_event(events, id, from, to)
-  for last = to, from, -LOOK_AT_ONCE do
-    local first = math.max(from, last - LOOK_AT_ONCE + 1)
+  local least = math.max(from, to - MOST_LOOKED_AT + 1)
+  for last = to, least, -LOOK_AT_ONCE do
+    local first = math.max(least, last - LOOK_AT_ONCE + 1)
     local members = redis.call('ZRANGE', events, last, first, 'BYSCORE', 'REV')
     for _, member in ipairs(members) do
       local sequence, found = string.match(member, '^%[(%d+),%-?%d+,("%x+")')
@@ -39,6 +41,7 @@ local function find_event(events, id, from, to)
       end
     end
   end
+  return nil, least > from
 end
 
 local function add(events, sequence, first, last)
@@ -63,9 +66,12 @@ local function append(events, root, expected, first, last)
   local next_sequence = redis.call('ZCARD', events)
   if mark == 'again' then
     local id = string.match(ARGV[first + 1], '^"%x+"')
-    local stored = find_event(events, id, expected or 0, expected or next_sequence - 1)
+    local stored, gave_up = find_event(events, id, expected or 0, expected or next_sequence - 1)
     if stored then
       return { 'ok', stored }
+    end
+    if gave_up then
+      return { 'error', 'TOOLONG' }
     end
   end
   if expected and expected ~= next_sequence then
