@@ -70,16 +70,6 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy_to(socket_path: Path) -> AsyncIterator[Proxy]:
-    proxy = Proxy(socket_path)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    _, port = server.sockets[0].getsockname()
-    proxy.url = f"redis://127.0.0.1:{port}"
-    async with server:
-        yield proxy
-
-
-@asynccontextmanager
 async def serving(
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     password: str = "",
@@ -103,3 +93,11 @@ async def serving(
         yield f"redis://{password}127.0.0.1:{port}"
         if under_way:
             await asyncio.wait(under_way)
+
+
+@asynccontextmanager
+async def proxy_to(socket_path: Path) -> AsyncIterator[Proxy]:
+    """Run a proxy in front of the server that listens on a unix socket."""
+    proxy = Proxy(socket_path)
+    async with serving(proxy.serve) as proxy.url:
+        yield proxy
