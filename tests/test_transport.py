@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sized
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 import redis
+import trustme
 import uvloop
 
 import asyncstore
@@ -34,9 +36,10 @@ from asyncstore import (
 from tests.builders import numbered, sequences
 from tests.polling import eventually
 from tests.proxy import Proxy, proxy_to, serving
-from tests.servers import RedisServer, Server, redis_server
+from tests.servers import RedisServer, Server, free_port, redis_server
 
 VALKEY = str(embedded.find_binary())
+REDIS = shutil.which("redis-server")
 ORDER = Aggregate("orders", "1")
 
 
@@ -433,6 +436,57 @@ class TestGroups:
             )
             assert [type(outcome) for outcome in outcomes] == [asyncstore.StoreFull] * 5
             assert len({id(outcome) for outcome in outcomes}) == 5
+
+
+@contextmanager
+def tls_server(directory: Path, password: str) -> Iterator[str]:
+    """Run Debian's Redis with a certificate made just now, and give its URL."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    certificate.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    certificate.private_key_pem.write_to_path(directory / "key.pem")
+    port = free_port()
+    arguments = [
+        *("--tls-port", f"{port}", "--bind", "127.0.0.1", "--tls-auth-clients", "no"),
+        *("--tls-cert-file", str(directory / "cert.pem")),
+        *("--tls-key-file", str(directory / "key.pem")),
+        *("--tls-ca-cert-file", str(directory / "ca.pem")),
+        *("--requirepass", password),
+    ]
+    with redis_server(str(REDIS), *arguments):
+        yield f"rediss://:{password}@127.0.0.1:{port}/3"
+
+
+@pytest.mark.skipif(REDIS is None, reason="there is no redis-server on the PATH, to speak TLS")
+class TestTls:
+    @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+    def test_the_shared_connection_speaks_it(
+        self, tmp_path: Path, run: Callable[[Awaitable[object]], object]
+    ) -> None:
+        async def use(url: str) -> None:
+            async with asyncstore.open(f"{url}?ssl_ca_certs={tmp_path}/ca.pem") as store:
+                large = [Event("Large", b"x" * 3_000_000)]
+                await asyncio.gather(
+                    *(store.events.append(ORDER, numbered(3), expected=ANY) for _ in range(200)),
+                    store.events.append(Aggregate("orders", "2"), large, expected=NEW),
+                )
+                assert sequences(await store.events.read(ORDER)) == list(range(600))
+                assert len(await store.events.read(Aggregate("orders", "2"))) == 1
+
+        with tls_server(tmp_path, "s3cret") as url:
+            run(use(url))
+
+    async def test_a_certificate_that_nobody_vouches_for_is_refused(self, tmp_path: Path) -> None:
+        with tls_server(tmp_path, "s3cret") as url:
+            with pytest.raises(StoreUnavailable, match="certificate can't be trusted") as caught:
+                async with asyncstore.open(url):
+                    pass
+            assert "s3cret" not in str(caught.value)
+            wrong = url.replace("s3cret", "wrong")
+            with pytest.raises(StoreUnavailable, match="refused the user or the password"):
+                async with asyncstore.open(f"{wrong}?ssl_ca_certs={tmp_path}/ca.pem"):
+                    pass
 
 
 class TestOddServers:
