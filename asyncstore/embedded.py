@@ -61,8 +61,9 @@ _THROW_AWAY_SETTINGS: Final = {"appendonly": "no", "save": ""}
 
 @dataclass(frozen=True, slots=True)
 class _Home:
-    """Where a server's data, log and sockets are."""
+    """Where a server's binary, data, log and sockets are."""
 
+    binary: Path
     data: Path
     sockets: Path
     throw_away: bool
@@ -171,12 +172,12 @@ def _prepare(directory: Path | None) -> _Home:
     if sys.platform == "win32":
         why = "an embedded server needs Linux or macOS: set the url of a server"
         raise ConfigurationError("backend", why, _SOURCE)
-    find_binary()
+    binary = find_binary()
     if directory is None:
         data = Path(tempfile.mkdtemp(prefix="asyncstore-"))
     else:
         data = _make_directory(directory)
-    return _Home(data, _sockets_directory(data), throw_away=directory is None)
+    return _Home(binary, data, _sockets_directory(data), throw_away=directory is None)
 
 
 def _make_directory(directory: Path) -> Path:
@@ -210,7 +211,7 @@ def _sockets_directory(data: Path) -> Path:
 def _server_command(home: _Home) -> list[str]:
     settings = {"dir": str(home.data), "unixsocket": str(home.socket), **_SERVER_SETTINGS}
     settings |= _THROW_AWAY_SETTINGS if home.throw_away else _LASTING_SETTINGS
-    command = [str(find_binary())]
+    command = [str(home.binary)]
     for name, value in settings.items():
         command += [f"--{name}", *([value] if name != "save" else value.split() or [""])]
     return command
@@ -250,7 +251,7 @@ async def _start_keeper(home: _Home) -> None:
         "throw_away": home.throw_away,
     }
     with _open_log(home.log) as log:
-        # Without site packages it starts in a few milliseconds.
+        # Without site packages, which it does not need, it starts faster.
         launch = [sys.executable, "-I", "-S", str(_KEEPER), json.dumps(plan)]
         done = await anyio.run_process(
             launch, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False

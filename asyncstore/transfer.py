@@ -254,14 +254,13 @@ def _plan(progress: _Progress, lines: list[_Line], refused: dict[int, str]) -> _
     present = [index for index, line in enumerate(lines) if line.event.id in known]
     for index, line in enumerate(lines):
         place = known.get(line.event.id)
-        next_place = progress.next_sequence + len(plan.new)
+        due = progress.next_sequence + len(plan.new) if place is None else place
         if line.number in refused:
             why = refused[line.number]
         elif place is None and present and index < present[-1]:
             why = "the store has later lines of its aggregate, but not this one; was it changed?"
-        elif line.sequence not in (None, next_place if place is None else place):
-            expected = next_place if place is None else place
-            why = f"its sequence is {line.sequence}, but its place is {expected}"
+        elif line.sequence not in (None, due):
+            why = f"its sequence is {line.sequence}, but its place is {due}"
         elif place is not None:
             plan.present += 1
             continue

@@ -93,7 +93,6 @@ class _Dialled(Protocol):
     _writer: asyncio.StreamWriter
 
     async def connect(self) -> None: ...
-    async def disconnect(self, nowait: bool = False) -> None: ...
 
 
 class Transport:
@@ -262,11 +261,15 @@ class Transport:
 
     # What the wire and the timer call
 
+    def _heard(self, wire: Wire) -> None:
+        """Go on sending: replies have made room, and the connection is good for something."""
+        if wire is self._wire:
+            self._pause = 0.0
+            self._drain()
+
     def _drain(self) -> None:
         """Send what waited, as far as there is room."""
         wire = self._wire
-        if wire is not None:
-            self._pause = 0.0  # the connection is good for something
         while self._backlog and wire is not None and wire.has_room():
             request = self._backlog.popleft()
             if not request.is_over():
@@ -343,9 +346,7 @@ class Transport:
             self._refuse_all(error)
         finally:
             self._connecting = None
-        pause = self._pause
         self._drain()
-        self._pause = pause  # it has not answered a call yet
         self._connect_if_needed()
 
     def _refuse_all(self, error: AsyncStoreError) -> None:
@@ -371,7 +372,8 @@ class Transport:
         wire = Wire(
             max_commands=self._max_commands,
             max_bytes=self._max_bytes,
-            on_reply=self._drain,
+            on_reply=self._heard,
+            on_room=self._drain,
             on_lost=self._lost,
         )
         wire.take(connection._writer)

@@ -139,9 +139,9 @@ class Request:
 class Wire(asyncio.Protocol):
     """The protocol of one connection.
 
-    `on_reply` is called after replies have made room, `on_lost` once, with the reason, when the
-    connection is gone; then `waiting` are the requests that were sent and have no reply, `outbox`
-    those that surely never left.
+    `on_reply` is called after replies, `on_room` when there is room again without one, `on_lost`
+    once, with the reason, when the connection is gone; then `waiting` are the requests that were
+    sent and have no reply, `outbox` those that surely never left.
     """
 
     def __init__(
@@ -149,7 +149,8 @@ class Wire(asyncio.Protocol):
         *,
         max_commands: int,
         max_bytes: int,
-        on_reply: Callable[[], None],
+        on_reply: Callable[[Wire], None],
+        on_room: Callable[[], None],
         on_lost: Callable[[Wire, str], None],
     ) -> None:
         self.waiting: deque[Request] = deque()
@@ -168,6 +169,7 @@ class Wire(asyncio.Protocol):
         self._aborted = False
         self._reason = "the server closed the connection"
         self._on_reply = on_reply
+        self._on_room = on_room
         self._on_lost = on_lost
 
     # Sending
@@ -203,7 +205,7 @@ class Wire(asyncio.Protocol):
             for request in outbox:
                 if not request.sent:
                     self._leave(request)
-            self._on_reply()  # there is room again
+            self._on_room()
 
     def _leave(self, request: Request) -> None:
         self._calls -= len(request.callers)
@@ -233,7 +235,7 @@ class Wire(asyncio.Protocol):
         if self._partial > _LARGEST_REPLY:
             self.abort(f"an answer has more than {_LARGEST_REPLY} bytes")
             return
-        self._on_reply()
+        self._on_reply(self)
 
     def _match(self, request: Request, reply: Reply) -> None:
         self._leave(request)
@@ -250,7 +252,7 @@ class Wire(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Take requests again."""
         self._paused = False
-        self._on_reply()
+        self._on_room()
 
     def eof_received(self) -> bool:
         """Close: the server has said its last."""

@@ -19,6 +19,7 @@ from asyncstore import (
     Store,
     scripts,
 )
+from asyncstore.keys import Keys
 from tests.builders import listed, numbered, sequences
 from tests.servers import Server
 
@@ -285,7 +286,7 @@ class TestRead:
         small, large = numbered(60), [Event("Large", b"x" * 700_000)] * 80
         await store.events.append(order, [*small, *large], expected=NEW)
         with server.client() as client:
-            keys = [f"{store.settings.key_prefix}events:orders:main:{{{order.root}}}"]
+            keys = [Keys(store.settings.key_prefix).events(order)]
             reply = client.eval(scripts.READ.source, 1, *keys, 0, "+inf", 5000, "", "")
         assert isinstance(reply, list)
         assert 0 < sum(len(member) > 700_000 for member in reply) <= 32

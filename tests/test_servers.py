@@ -34,6 +34,7 @@ from asyncstore import (
     UnsafeServer,
     embedded,
 )
+from asyncstore.keys import Keys
 from tests import servers
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
@@ -444,7 +445,7 @@ class TestCorruption:
         self, server: Server, prefix: str, store: Store, order: Aggregate, garbage: bytes
     ) -> None:
         await store.events.append(order, numbered(6), expected=NEW)
-        key = f"{prefix}events:orders:main:{{{order.root}}}"
+        key = Keys(prefix).events(order)
         with server.client() as client:
             client.zremrangebyscore(key, 3, 3)
             client.zadd(key, {garbage: 3})
@@ -469,7 +470,7 @@ class TestCorruption:
         self, server: Server, prefix: str, store: Store, order: Aggregate
     ) -> None:
         await store.events.append(order, numbered(6), expected=NEW)
-        key = f"{prefix}events:orders:main:{{{order.root}}}"
+        key = Keys(prefix).events(order)
         with server.client() as client:
             client.zremrangebyscore(key, 3, 3)
         for reverse in (False, True):
@@ -481,7 +482,7 @@ class TestCorruption:
         self, server: Server, prefix: str, store: Store, order: Aggregate
     ) -> None:
         await store.events.append(order, numbered(6), expected=NEW)
-        key = f"{prefix}events:orders:main:{{{order.root}}}"
+        key = Keys(prefix).events(order)
         with server.client() as client:
             (member,) = client.zrange(key, 3, 3)
             client.zrem(key, member)
@@ -516,7 +517,7 @@ class TestCorruption:
         await store.events.append(order, numbered(6), expected=NEW)
         await store.snapshots.put(order, sequence=3, state="fine")
         with server.client() as client:
-            client.hset(f"{prefix}snapshots:orders:main:{{{order.root}}}", mapping=dict(fields))
+            client.hset(Keys(prefix).snapshots(order)[0], mapping=dict(fields))
         loaded = await store.load(order)
         assert loaded.snapshot is None
         assert sequences(loaded.events) == [0, 1, 2, 3, 4, 5]

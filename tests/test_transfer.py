@@ -21,6 +21,7 @@ import pytest
 
 import asyncstore
 from asyncstore import ANY, NEW, Aggregate, Event, Store, embedded, transfer
+from asyncstore.keys import Keys
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.proxy import proxy_to
@@ -295,7 +296,7 @@ class TestExport:
         self, server: Server, prefix: str, store: Store
     ) -> None:
         await store.events.append(Aggregate("orders", "1"), numbered(5), expected=NEW)
-        key = f"{prefix}events:orders:main:{{1}}"
+        key = Keys(prefix).events(Aggregate("orders", "1"))
         with server.client() as client:
             client.zremrangebyscore(key, 2, 2)
             client.zadd(key, {b"garbage": 2})
