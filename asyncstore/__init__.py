@@ -19,6 +19,7 @@ from asyncstore.errors import (
 )
 from asyncstore.events import Events
 from asyncstore.positions import Positions
+from asyncstore.recorded import Loaded, RecordedEvent
 from asyncstore.settings import Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.store import Store, open
@@ -30,8 +31,6 @@ from asyncstore.values import (
     Appended,
     Event,
     Expected,
-    Loaded,
-    RecordedEvent,
     Retention,
     Snapshot,
     Source,

@@ -1,7 +1,8 @@
 """Appends of one turn of the event loop travel together: one script call for many aggregates.
 
 Each has its own check, answer and failure; what is paid once is the call, the server's clock and a
-number of commits. An append that comes alone is a group of one, and nothing waits for company.
+number of commits. An append that finds the connection idle leaves at once, as a group of one: it
+would gain nothing from waiting for the end of the turn, which costs it 5 µs of about 100.
 """
 
 from __future__ import annotations
@@ -55,11 +56,15 @@ class Appender:
     ) -> asyncio.Future[Reply]:
         """Send an append; the future gets the script's answer for it."""
         loop = self._transport.loop()
-        if not self._waiting:
-            loop.call_soon(self._flush)
         reply = loop.create_future()
         arguments: list[Argument] = [aggregate.root, expected, len(events) // 2, *events]
         append = Append(self._keys.events(aggregate), arguments, size, reply)
+        if not self._waiting:
+            if self._transport.is_idle():
+                self._send_group(aggregate.domain, aggregate.edition, [append])
+                self._transport.flush()
+                return reply
+            loop.call_soon(self._flush)
         self._waiting[aggregate.domain, aggregate.edition].append(append)
         return reply
 

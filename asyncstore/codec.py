@@ -19,26 +19,31 @@ state. The newest one is a hash with those names as fields.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 import orjson
 
 from asyncstore.errors import InvalidType, InvalidValue
 from asyncstore.names import MAX_SEQUENCE
-from asyncstore.values import Aggregate, Event, RecordedEvent, Retention, Snapshot
+from asyncstore.values import Retention, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from asyncstore.values import Event
 
 LAYOUT: Final = 1
 """The version of the stored form: the keys in `keys` and the values here."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FIRST_MICROSECOND = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_MICROSECOND = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_ID_BYTES = 16
 _BYTES = "bytes"
 _JSON = "json"
 
@@ -83,38 +88,58 @@ def _encode_extras(metadata: Mapping[str, Any] | None, encoding: str) -> bytes:
     return b"," + encode_json("metadata", extras) if extras else b""
 
 
-def decode_event(aggregate: Aggregate, member: bytes) -> RecordedEvent:
-    """Return the event that a member holds, or raise Undecodable."""
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a header says beyond the four things that each has."""
+
+    encoding: str = _JSON
+    metadata: dict[str, Any] | None = None
+
+
+_NO_EXTRAS: Final = Extras()
+
+Member = tuple[int, int, bytes, str, Extras, bytes]
+"""Sequence, microseconds since 1970, id as its 16 bytes, type, extras, and the body as it is."""
+
+
+def decode_member(member: bytes) -> Member:
+    """Return the decoded header of an event's member and its body, or raise Undecodable."""
     head, newline, body = member.partition(b"\n")
     if not newline:
         raise Undecodable("there is no line with a header")
-    sequence, microseconds, event_id, name, extras = _decode_header(head)
-    metadata = extras.get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise Undecodable("its metadata is not an object")
-    return RecordedEvent(
-        aggregate=aggregate,
-        sequence=sequence,
-        type=name,
-        data=_decode_body(body, extras.get("encoding", _JSON)),
-        metadata=metadata,
-        id=event_id,
-        time=_decode_moment(microseconds),
-    )
+    # Plain comparisons: `match` takes twice as long, and this is done for each event of a page.
+    fields = _decode_json(head)
+    if type(fields) is not list or not 4 <= len(fields) <= 5:
+        raise Undecodable("its header is not one of an event")
+    extras = _NO_EXTRAS if len(fields) == 4 else _decode_extras(fields.pop())
+    sequence, time, hexadecimal, name = fields
+    if not (type(sequence) is type(time) is int and type(hexadecimal) is type(name) is str):
+        raise Undecodable("its header is not one of an event")
+    if not _FIRST_MICROSECOND <= time <= _LAST_MICROSECOND:
+        raise Undecodable("its time is out of range")
+    return sequence, time, _decode_id(hexadecimal), name, extras, body
 
 
-def _decode_header(head: bytes) -> tuple[int, int, UUID, str, dict[str, Any]]:
-    match _decode_json(head):
-        case [int(sequence), int(microseconds), str(hexadecimal), str(name)]:
-            extras: dict[str, Any] = {}
-        case [int(sequence), int(microseconds), str(hexadecimal), str(name), dict(extras)]:
-            pass
-        case _:
-            raise Undecodable("its header is not one of an event")
+def _decode_id(hexadecimal: str) -> bytes:
     try:
-        return sequence, microseconds, UUID(hex=hexadecimal), name, extras
+        number = bytes.fromhex(hexadecimal)
     except ValueError:
-        raise Undecodable("its id is not a UUID") from None
+        number = b""
+    if len(number) != _ID_BYTES:
+        raise Undecodable("its id is not a UUID")
+    return number
+
+
+def _decode_extras(fields: object) -> Extras:
+    if not isinstance(fields, dict):
+        raise Undecodable("its header is not one of an event")
+    encoding = fields.get("encoding", _JSON)
+    if encoding not in (_JSON, _BYTES):
+        raise Undecodable(f"its encoding {str(encoding)[:20]!r} is not known to this version")
+    metadata = fields.get("metadata")
+    if not isinstance(metadata, dict | None):
+        raise Undecodable("its metadata is not an object")
+    return Extras(encoding, metadata)
 
 
 def _decode_moment(microseconds: int) -> datetime:
@@ -152,7 +177,7 @@ def decode_snapshot(reply: Sequence[bytes]) -> Snapshot | None:
                 raise Undecodable("its sequence is none")
             return Snapshot(
                 sequence,
-                _decode_body(state, encoding),
+                decode_body(state, encoding),
                 _decode_retention(retention),
                 _decode_moment(microseconds),
             )
@@ -187,7 +212,8 @@ def _encode_body(argument: str, value: Any) -> tuple[bytes, str]:
     return encode_json(argument, value), _JSON
 
 
-def _decode_body(body: bytes, encoding: str) -> Any:
+def decode_body(body: bytes, encoding: str) -> Any:
+    """Return the value that a body stands for, or raise Undecodable."""
     if encoding == _JSON:
         return _decode_json(body)
     if encoding == _BYTES:

@@ -16,6 +16,7 @@ from asyncstore.errors import (
     SequenceConflict,
 )
 from asyncstore.names import check_name, check_sequence, check_whole_number
+from asyncstore.recorded import Loaded, RecordedEvent
 from asyncstore.snapshots import decode_or_warn
 from asyncstore.values import (
     ANY,
@@ -24,8 +25,6 @@ from asyncstore.values import (
     Appended,
     Event,
     Expected,
-    Loaded,
-    RecordedEvent,
     check_aggregate,
     check_expected,
     check_moment,
@@ -152,7 +151,8 @@ class Events:
         `start` is the first sequence, `stop` the one after the last, `limit` the most events to
         return, counted from the end with `reverse`, which also turns the order around. `until`
         leaves out what happened after that moment. Raises `CorruptEvent` for a member that is not
-        an event, and where an event is missing.
+        an event, and where an event is missing; data that can't be decoded raise it when they are
+        asked for.
         """
         wanted = _Range(aggregate, start, stop, limit, reverse, until)
         return [event async for page in self._pages(wanted) for event in page]
@@ -295,10 +295,11 @@ class Events:
     ) -> tuple[list[RecordedEvent], CorruptEvent | None]:
         """Return the events, or those before one that can't be read, and what is wrong with it."""
         events: list[RecordedEvent] = []
+        key = self._keys.events(wanted.aggregate)
         place = None if wanted.reverse else wanted.start
         for member in members:
             try:
-                event = codec.decode_event(wanted.aggregate, member)
+                event = RecordedEvent.of_member(wanted.aggregate, key, member)
             except codec.Undecodable as error:
                 return events, await self._corrupt(wanted, member, str(error))
             if wanted.until is not None:

@@ -24,7 +24,8 @@ from asyncstore.transport import Transport
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from asyncstore.values import Aggregate, Loaded
+    from asyncstore.recorded import Loaded
+    from asyncstore.values import Aggregate
 
 _log = logging.getLogger(__name__)
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from uuid import UUID
 
+    from asyncstore.recorded import RecordedEvent
     from asyncstore.settings import Settings
     from asyncstore.store import Store
-    from asyncstore.values import RecordedEvent
 
 CHUNK_LINES: Final = 2000
 CHUNK_BYTES: Final = 16 * 1024 * 1024

@@ -218,6 +218,11 @@ class Transport:
         if self._wire is not None:
             self._wire.flush()
 
+    def is_idle(self) -> bool:
+        """Whether a request would leave at once, with nothing else under way before it."""
+        wire = self._wire
+        return wire is not None and wire.is_idle() and not self._backlog
+
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop of the store, or raise StoreClosed if this is not it."""
         loop = self._loop

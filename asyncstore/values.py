@@ -152,26 +152,6 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedEvent:
-    """An event as it is stored. `data` and `metadata` are not in its repr.
-
-    `time` is in UTC, exact to the microsecond. `metadata` is {} where none was given.
-    `correlation_id`, `source` and `idempotency_key` are None where the append named none.
-    """
-
-    aggregate: Aggregate
-    sequence: int
-    type: str
-    data: Any = field(repr=False)
-    metadata: dict[str, Any] = field(repr=False)
-    id: UUID
-    time: datetime
-    correlation_id: str | None = None
-    source: Source | None = None
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Appended:
     """What an append wrote: the sequences of its first and last event.
 
@@ -206,18 +186,6 @@ class Snapshot:
     state: Any = field(repr=False)
     retention: Retention
     time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """All that is needed to go on with an aggregate: newest snapshot and the events after it.
-
-    `next_sequence` is what to hand to `append(expected=…)`.
-    """
-
-    snapshot: Snapshot | None
-    events: list[RecordedEvent]
-    next_sequence: int
 
 
 def check_aggregate(value: Aggregate) -> Aggregate:

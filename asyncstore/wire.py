@@ -179,6 +179,10 @@ class Wire(asyncio.Protocol):
         is_open = self.is_alive() and not self._paused
         return is_open and self._calls < self._max_commands and self._bytes < self._max_bytes
 
+    def is_idle(self) -> bool:
+        """Whether nothing is under way or about to be, and a request can go now."""
+        return not self._calls and self.has_room()
+
     def is_alive(self) -> bool:
         """Whether the connection is there, and was not given up."""
         return self._transport is not None and not self._aborted

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import asyncstore
-from asyncstore import NEW, Aggregate, Event, Store, codec, embedded, scripts
+from asyncstore import NEW, Aggregate, Event, RecordedEvent, Store, codec, embedded, scripts
 from asyncstore.keys import Keys
 
 ROUNDS = 20
@@ -85,7 +85,8 @@ class Bare:
             "+inf",
             byscore=True,
         )
-        return [codec.decode_event(aggregate, member) for member in members]
+        key = self.keys.events(aggregate)
+        return [RecordedEvent.of_member(aggregate, key, member) for member in members]
 
 
 async def one_at_a_time(call: Call) -> list[float]:

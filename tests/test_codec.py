@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncstore import Aggregate, Event, InvalidName, codec
+from asyncstore import Aggregate, CorruptEvent, Event, InvalidName, RecordedEvent, codec
 from asyncstore.keys import Keys
 from asyncstore.names import check_name, check_root
 
@@ -50,7 +50,7 @@ def member_of(event: Event, sequence: int) -> bytes:
 @given(events, st.integers(0, 2**53 - 1))
 def test_an_event_comes_back(event: Event, sequence: int) -> None:
     member = member_of(event, sequence)
-    recorded = codec.decode_event(ORDER, member)
+    recorded = RecordedEvent.of_member(ORDER, "events", member)
     assert recorded.sequence == sequence
     assert recorded.type == event.type
     assert recorded.data == event.data
@@ -84,18 +84,19 @@ def test_the_header_is_one_line_of_json_and_the_body_is_opaque(event: Event) -> 
 @given(st.binary() | texts.map(str.encode))
 def test_nothing_else_is_an_event(member: bytes) -> None:
     with pytest.raises(codec.Undecodable):
-        codec.decode_event(ORDER, member)
+        codec.decode_member(member)
 
 
 @pytest.mark.parametrize(
     "member",
     [
         b'[0,0,"00000000000000000000000000000000","A"]',
-        b'[0,0,"00000000000000000000000000000000","A"]\n',
-        b'[0,0,"00000000000000000000000000000000","A"]\nnot json',
         b'["0",0,"00000000000000000000000000000000","A"]\n1',
         b'[0.5,0,"00000000000000000000000000000000","A"]\n1',
         b'[0,0,"no uuid","A"]\n1',
+        b'[0,0,"-0000000000000000000000000000000","A"]\n1',
+        b'[0,0,"000000000000000000000000000000000","A"]\n1',
+        b'[0,-99999999999999999,"00000000000000000000000000000000","A"]\n1',
         b'[0,0,"00000000000000000000000000000000",5]\n1',
         b'[0,0,"00000000000000000000000000000000","A",[]]\n1',
         b'[0,0,"00000000000000000000000000000000","A",{"encoding":"zip"}]\n1',
@@ -108,7 +109,18 @@ def test_nothing_else_is_an_event(member: bytes) -> None:
 )
 def test_near_misses_are_not_events(member: bytes) -> None:
     with pytest.raises(codec.Undecodable):
-        codec.decode_event(ORDER, member)
+        codec.decode_member(member)
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"\xff"])
+def test_a_body_is_decoded_when_it_is_asked_for(body: bytes) -> None:
+    member = b'[4,0,"00000000000000000000000000000000","A"]\n' + body
+    recorded = RecordedEvent.of_member(ORDER, "events:orders", member)
+    assert (recorded.sequence, recorded.type) == (4, "A")
+    for _ in range(2):
+        with pytest.raises(CorruptEvent) as caught:
+            _ = recorded.data
+        assert (caught.value.key, caught.value.sequence) == ("events:orders", 4)
 
 
 @given(moments)

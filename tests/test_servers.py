@@ -466,6 +466,22 @@ class TestCorruption:
         with pytest.raises(CorruptEvent):
             await anext(stream)
 
+    async def test_data_that_are_broken_are_named_when_they_are_asked_for(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(3), expected=NEW)
+        key = Keys(prefix).events(order)
+        with server.client() as client:
+            (member,) = client.zrange(key, 1, 1)
+            client.zrem(key, member)
+            client.zadd(key, {member[:-1]: 1})
+        first, broken, last = (await store.load(order)).events
+        assert (first.data, last.data) == ({"n": 0}, {"n": 2})
+        assert (broken.sequence, broken.type) == (1, "Counted")
+        with pytest.raises(CorruptEvent) as caught:
+            _ = broken.data
+        assert (caught.value.key, caught.value.sequence) == (key, 1)
+
     async def test_a_missing_event_is_no_silent_gap(
         self, server: Server, prefix: str, store: Store, order: Aggregate
     ) -> None:

@@ -22,6 +22,7 @@ ORDER = [
     "values",
     "keys",
     "codec",
+    "recorded",
     "settings",
     "wire",
     "scripts",

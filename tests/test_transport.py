@@ -232,15 +232,17 @@ class TestInStep:
             async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
                 tasks = [asyncio.ensure_future(call(store, n)) for n in range(4000)]
                 cancelled = 0
-                while any(not task.done() for task in tasks):
+                while cancelled < 2000 and any(not task.done() for task in tasks):
                     for task in dice.sample(tasks, 20):
                         cancelled += task.cancel()
                     await asyncio.sleep(0)
                 outcomes = await asyncio.gather(*tasks, return_exceptions=True)
                 wrong = [o for o in outcomes if o and not isinstance(o, asyncio.CancelledError)]
                 assert wrong == []
+                completed = outcomes.count(None)
+                print(f"{cancelled} cancellations of {len(tasks)} callers, {completed} completed")
                 assert cancelled > 100
-                assert outcomes.count(None) > 10
+                assert completed >= len(tasks) - cancelled
                 assert await store.events.next_sequence(Aggregate("orders", "unknown")) == 0
 
         run(storm())
@@ -256,6 +258,7 @@ class TestInStep:
 
     async def test_concurrent_calls_leave_in_one_write(self) -> None:
         chunks: list[bytes] = []
+        groups: list[int] = []
 
         async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while data := await reader.read(1 << 20):
@@ -263,6 +266,7 @@ class TestInStep:
                 if keys:
                     chunks.append(data)
                     for group in (n - 4 for n in keys):
+                        groups.append(group)
                         answer = b"*2\r\n$2\r\nok\r\n:0\r\n" * group
                         writer.write(b"*%d\r\n%s" % (group, answer))
                 else:  # of the handshake, what INFO and the layout have to be
@@ -273,9 +277,9 @@ class TestInStep:
             await asyncio.gather(
                 *(store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(100))
             )
-            (chunk,) = chunks
-            assert chunk.count(b"EVALSHA") == 2, "64 and 36 appends"
-            assert chunk.count(b"Counted") == 100
+            assert groups == [1, 64, 35], "the first found the connection idle"
+            assert len(chunks) <= 2
+            assert b"".join(chunks).count(b"Counted") == 100
 
     async def test_forgotten_scripts_under_load(self, running: RedisServer) -> None:
         async with asyncstore.open(running.url) as store:

@@ -1,0 +1,197 @@
+"""Events as they are read: the header is decoded at once, the rest when somebody asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+from asyncstore import codec
+from asyncstore.errors import CorruptEvent
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from asyncstore.values import Aggregate, Snapshot, Source
+
+_EMPTY = codec.Extras()
+
+
+class RecordedEvent:
+    """An event as it is stored. It can't be changed; `data` and `metadata` are not in its repr.
+
+    `data` is decoded when it is asked for first, which raises `CorruptEvent` where the stored body
+    can't be decoded. `time` is in UTC, exact to the microsecond. `metadata` is {} where none was
+    given. `correlation_id`, `source` and `idempotency_key` are None where the append named none.
+
+    The constructor is there for tests and tools; those of a store come from reading it.
+    """
+
+    # An object that a page makes ten thousand times: what is not asked for costs nothing.
+    __slots__ = (
+        "_aggregate",
+        "_body",
+        "_correlation_id",
+        "_data",
+        "_extras",
+        "_id",
+        "_idempotency_key",
+        "_key",
+        "_metadata",
+        "_sequence",
+        "_source",
+        "_time",
+        "_type",
+    )
+
+    _id: UUID | bytes
+    _time: datetime | int
+
+    def __init__(
+        self,
+        *,
+        aggregate: Aggregate,
+        sequence: int,
+        type: str,  # noqa: A002
+        data: Any,
+        metadata: dict[str, Any],
+        id: UUID,  # noqa: A002
+        time: datetime,
+        correlation_id: str | None = None,
+        source: Source | None = None,
+        idempotency_key: str | None = None,
+    ) -> None:
+        self._aggregate = aggregate
+        self._sequence = sequence
+        self._type = type
+        self._data = data
+        self._metadata: dict[str, Any] | None = metadata
+        self._id = id
+        self._time = time
+        self._correlation_id = correlation_id
+        self._source = source
+        self._idempotency_key = idempotency_key
+        self._key = ""
+        self._body: bytes | None = None
+        self._extras = _EMPTY
+
+    @classmethod
+    def of_member(cls, aggregate: Aggregate, key: str, member: bytes) -> Self:
+        """Return the event that a member of the sorted set `key` holds, its data not decoded yet.
+
+        Raises `codec.Undecodable` where the header can't be decoded.
+        """
+        event = cls.__new__(cls)
+        event._sequence, event._time, event._id, event._type, event._extras, event._body = (
+            codec.decode_member(member)
+        )
+        event._aggregate = aggregate
+        event._key = key
+        event._metadata = None
+        event._correlation_id = None
+        event._source = None
+        event._idempotency_key = None
+        return event
+
+    @property
+    def aggregate(self) -> Aggregate:
+        """The aggregate that the event belongs to."""
+        return self._aggregate
+
+    @property
+    def sequence(self) -> int:
+        """The event's place in its aggregate's timeline."""
+        return self._sequence
+
+    @property
+    def type(self) -> str:
+        """What kind of event it is."""
+        return self._type
+
+    @property
+    def data(self) -> Any:
+        """What was appended: anything JSON, or bytes. Raises `CorruptEvent`."""
+        body = self._body
+        if body is not None:
+            try:
+                self._data = codec.decode_body(body, self._extras.encoding)
+            except codec.Undecodable as error:
+                raise CorruptEvent(self._key, self._sequence, str(error)) from None
+            self._body = None
+        return self._data
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was appended beside the data."""
+        if self._metadata is None:
+            self._metadata = self._extras.metadata or {}
+        return self._metadata
+
+    @property
+    def id(self) -> UUID:
+        """The event's id, given or made when it was made."""
+        if isinstance(self._id, bytes):
+            self._id = UUID(bytes=self._id)
+        return self._id
+
+    @property
+    def time(self) -> datetime:
+        """When it happened, in UTC."""
+        if isinstance(self._time, int):
+            self._time = codec.from_microseconds(self._time)
+        return self._time
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The business process that the append named."""
+        return self._correlation_id
+
+    @property
+    def source(self) -> Source | None:
+        """The event that made a saga write this one."""
+        return self._source
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The key under which the append is stored once."""
+        return self._idempotency_key
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (
+            self.aggregate,
+            self.sequence,
+            self.type,
+            self.data,
+            self.metadata,
+            self.id,
+            self.time,
+            self.correlation_id,
+            self.source,
+            self.idempotency_key,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RecordedEvent):
+            return NotImplemented
+        return self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash((self.aggregate, self.sequence, self.id))
+
+    def __repr__(self) -> str:
+        return (
+            f"RecordedEvent(aggregate={self.aggregate!r}, sequence={self.sequence}, "
+            f"type={self.type!r}, id={self.id!r}, time={self.time!r})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that is needed to go on with an aggregate: newest snapshot and the events after it.
+
+    `next_sequence` is what to hand to `append(expected=…)`.
+    """
+
+    snapshot: Snapshot | None
+    events: list[RecordedEvent]
+    next_sequence: int
