@@ -1,8 +1,7 @@
 """Appends of one turn of the event loop travel together: one script call for many aggregates.
 
 Each has its own check, answer and failure; what is paid once is the call, the server's clock and a
-number of commits. An append that finds the connection idle leaves at once, as a group of one: it
-would gain nothing from waiting for the end of the turn, which costs it 5 µs of about 100.
+number of commits. An append that finds the connection idle leaves at once, as a group of one.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Chosen from the middle of what was tried on a prototype (32-128 appends), not me
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # making a frozen one takes twice as long
 class Append:
     """One append, and the caller who waits for its reply."""
 
@@ -62,7 +61,6 @@ class Appender:
         if not self._waiting:
             if self._transport.is_idle():
                 self._send_group(aggregate.domain, aggregate.edition, [append])
-                self._transport.flush()
                 return reply
             loop.call_soon(self._flush)
         self._waiting[aggregate.domain, aggregate.edition].append(append)

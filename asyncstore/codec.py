@@ -46,6 +46,8 @@ _LAST_MICROSECOND = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _ID_BYTES = 16
 _BYTES = "bytes"
 _JSON = "json"
+_RETENTIONS: Final = {retention.value: retention for retention in Retention}
+_SNAPSHOT_TYPES: Final = [int, int, str, str]
 
 
 class Undecodable(ValueError):
@@ -72,9 +74,11 @@ def encode_event(event: Event) -> tuple[bytes, bytes]:
     """Return the event's time (empty: the server's) and the part of its member after the time."""
     body, encoding = _encode_body("data", event.data)
     header = orjson.dumps([event.id.hex, event.type])[1:-1]
-    extras = _encode_extras(event.metadata, encoding)
     time = b"" if event.time is None else b"%d" % to_microseconds(event.time)
-    return time, b"".join((header, extras, b"]\n", body))
+    if event.metadata is None and encoding is _JSON:
+        return time, b"%b]\n%b" % (header, body)
+    extras = _encode_extras(event.metadata, encoding)
+    return time, b"%b%b]\n%b" % (header, extras, body)
 
 
 def _encode_extras(metadata: Mapping[str, Any] | None, encoding: str) -> bytes:
@@ -171,17 +175,19 @@ def decode_snapshot(reply: Sequence[bytes]) -> Snapshot | None:
         named = dict(zip(reply[::2], reply[1::2], strict=True))
         state = named.get(b"state", b"")
         fields = _newest_fields(named)
-    match fields:
-        case [int(sequence), int(microseconds), str(retention), str(encoding)]:
-            if not 0 <= sequence <= MAX_SEQUENCE:
-                raise Undecodable("its sequence is none")
-            return Snapshot(
-                sequence,
-                decode_body(state, encoding),
-                _decode_retention(retention),
-                _decode_moment(microseconds),
-            )
-    raise Undecodable("it does not have the fields of a snapshot")
+    if type(fields) is not list or [type(field) for field in fields] != _SNAPSHOT_TYPES:
+        raise Undecodable("it does not have the fields of a snapshot")
+    sequence, microseconds, retention, encoding = fields
+    if not 0 <= sequence <= MAX_SEQUENCE:
+        raise Undecodable("its sequence is none")
+    if retention not in _RETENTIONS:
+        raise Undecodable(f"its retention is {retention[:20]!r}")
+    return Snapshot(
+        sequence,
+        decode_body(state, encoding),
+        _RETENTIONS[retention],
+        _decode_moment(microseconds),
+    )
 
 
 def _newest_fields(named: Mapping[bytes, bytes]) -> list[int | str]:
@@ -194,13 +200,6 @@ def _newest_fields(named: Mapping[bytes, bytes]) -> list[int | str]:
         ]
     except (KeyError, ValueError):
         raise Undecodable("it does not have the fields of a snapshot") from None
-
-
-def _decode_retention(name: str) -> Retention:
-    try:
-        return Retention(name)
-    except ValueError:
-        raise Undecodable(f"its retention is {name[:20]!r}") from None
 
 
 # Bodies

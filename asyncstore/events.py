@@ -125,16 +125,12 @@ class Events:
         arguments, size = self._encode(batch)
         place = "" if expected is ANY else str(expected)
         reply = await self._appender.send(aggregate, place, arguments, size)
-        match self._transport.checked(reply, "append"):
-            case [b"ok", int(sequence)]:
-                pass
-            case [b"conflict", int(sequence)]:
-                raise SequenceConflict(aggregate, expected, sequence)
-            case [b"error", bytes(code)]:
-                raise self._transport.refused("append", code.decode())
-            case _:
-                raise self._transport.refused("append", "of another form than expected")
-        return Appended(sequence, sequence + len(batch) - 1)
+        tag, value = self._transport.checked(reply, "append")
+        if tag == b"conflict":
+            raise SequenceConflict(aggregate, expected, value)
+        if tag == b"error":
+            raise self._transport.refused("append", value.decode())
+        return Appended(value, value + len(batch) - 1)
 
     async def read(
         self,
@@ -258,13 +254,14 @@ class Events:
         if len(batch) > self._limits.max_append_events:
             raise EventTooLarge("max_append_events", self._limits.max_append_events, len(batch))
         arguments: list[bytes] = []
+        total = 0
         for index, event in enumerate(batch):
             time, member = codec.encode_event(event)
             if len(member) > self._limits.max_event_bytes:
                 limit = self._limits.max_event_bytes
                 raise EventTooLarge("max_event_bytes", limit, len(member), index)
             arguments += (time, member)
-        total = sum(map(len, arguments))
+            total += len(time) + len(member)
         if total > self._limits.max_append_bytes:
             raise EventTooLarge("max_append_bytes", self._limits.max_append_bytes, total)
         return arguments, total

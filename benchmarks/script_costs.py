@@ -1,0 +1,114 @@
+"""What each feature of the append script costs the server.
+
+The script is run as it is and with one feature taken out, turn by turn; the difference is the
+feature's cost. Times are the server's own, from INFO commandstats, and do not hold what it takes to
+read the request and to write the reply.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from asyncstore import scripts
+from asyncstore.appends import MOST_APPENDS
+from benchmarks.sides import KEYS, ScriptSide, Workload, Writer
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+ROUNDS = 15
+APPENDS_A_ROUND = 1280
+GROUPS = (1, MOST_APPENDS)
+WHOLE = "the whole script"
+
+# What stands in the script, and what stands there without the feature.
+FEATURES = {
+    "check of the sequence": ("redis.call('ZCARD', events)", "expected"),
+    "the server's clock": ("redis.call('TIME')", "{ '1700000000', '1' }"),
+    "number of the commit": ("redis.call('INCRBY', commits, most) - most + 1", "1"),
+    "index of roots": ("redis.call('ZADD', roots, number, root)", ""),
+    "failure of its own (pcall)": ("pcall(append, ", "true, append("),
+}
+"""Publishing and idempotency keys are not part of the script yet."""
+
+Costs = dict[str, dict[str, float]]
+
+
+async def measure(client: redis.asyncio.Redis) -> Costs:
+    """Return microseconds of the server's time an append, for each size of a group."""
+    variants = {WHOLE: scripts.APPEND.source}
+    for feature, (code, without) in FEATURES.items():
+        if scripts.APPEND.source.count(code) != 1:
+            raise RuntimeError(f"the script is not what this benchmark takes it for: {feature}")
+        variants[feature] = scripts.APPEND.source.replace(code, without)
+    return {str(size): await _costs(client, variants, size) for size in GROUPS}
+
+
+async def _costs(
+    client: redis.asyncio.Redis, variants: dict[str, str], size: int
+) -> dict[str, float]:
+    writers = {name: [Writer(Workload()) for _ in range(size)] for name in variants}
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for number in range(ROUNDS + 1):
+        order = list(variants)
+        random.shuffle(order)
+        for name in order:
+            taken = await _turn(client, variants[name], writers[name])
+            if number:  # the first is for warming up
+                times[name].append(taken)
+    medians = {name: statistics.median(measured) for name, measured in times.items()}
+    whole = medians.pop(WHOLE)
+    return {WHOLE: whole} | {name: whole - without for name, without in medians.items()}
+
+
+async def _turn(client: redis.asyncio.Redis, source: str, writers: list[Writer]) -> float:
+    """Return the server's microseconds an append."""
+    calls = APPENDS_A_ROUND // len(writers)
+    sha = await client.script_load(source)
+    pipeline: Any = client.pipeline(transaction=False)
+    for _ in range(calls):
+        keys, arguments = _group(writers)
+        pipeline.evalsha(sha, len(keys), *keys, *arguments)
+    await client.config_resetstat()
+    for replies in await pipeline.execute():
+        if any(reply[0] != b"ok" for reply in replies):
+            raise RuntimeError("an append was not stored")
+    stats = (await client.info("commandstats"))["cmdstat_evalsha"]
+    return float(stats["usec"]) / (calls * len(writers))
+
+
+def _group(writers: list[Writer]) -> tuple[list[str], list[str | bytes]]:
+    """Return the keys and arguments of one call for one append of each writer."""
+    one = _Call()
+    prepared = [one.prepare(append) for writer in writers for append in writer.appends(1)]
+    shared_keys, shared_arguments = prepared[0][0][:4], prepared[0][1][:3]
+    keys = [*shared_keys, *(key for keys, _ in prepared for key in keys[4:])]
+    own = [argument for _, arguments in prepared for argument in arguments[3:]]
+    return keys, [*shared_arguments, *own]
+
+
+class _Call(ScriptSide):
+    """Prepares calls, and makes none."""
+
+    name = "prepared"
+
+    async def append(self, prepared: Any) -> Any:
+        raise NotImplementedError
+
+
+def table(costs: Costs) -> Table:
+    """Return the costs as a table."""
+    made = Table(
+        "µs of the server an append",
+        *(f"groups of {size}" for size in costs),
+        title=f"the append script, keys under {KEYS.prefix}",
+        title_justify="left",
+    )
+    for feature in (WHOLE, *FEATURES):
+        made.add_row(feature, *(f"{measured[feature]:.2f}" for measured in costs.values()))
+    return made
