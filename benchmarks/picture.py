@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 OURS = "asyncstore"
 
+Look = dict[str, Any]
+
 
 def draw(
     path: Path,
@@ -25,11 +27,12 @@ def draw(
 
     `latencies` has the figures of each side for `one` writer and for `many`.
     """
+    looks = {name: _look(name, place) for place, name in enumerate(sorted(rates))}
     figure, (lone, crowd, rate) = plt.subplots(1, 3, figsize=(18, 5.5), layout="constrained")
-    _distributions(lone, "one append at a time", latencies["one"])
-    _distributions(crowd, "128 writers at once", latencies["many"])
-    for name, points in rates.items():
-        rate.plot(*zip(*points, strict=True), marker="o", label=name, **_look(name))
+    _distributions(lone, "one append at a time", latencies["one"], looks)
+    _distributions(crowd, "128 writers at once", latencies["many"], looks)
+    for name, look in looks.items():
+        rate.plot(*zip(*rates[name], strict=True), marker="o", label=name, **look)
     rate.set(xscale="log", xlabel="writers at once", ylabel="appends a second")
     rate.set_xticks([count for count, _ in rates[OURS]], [str(count) for count, _ in rates[OURS]])
     rate.set_title("rate")
@@ -40,16 +43,21 @@ def draw(
     plt.close(figure)
 
 
-def _distributions(axes: Any, title: str, figures: Mapping[str, Any]) -> None:
-    for name, measured in figures.items():
-        ordered = sorted(measured.latencies)
+def _distributions(
+    axes: Any, title: str, figures: Mapping[str, Any], looks: Mapping[str, Look]
+) -> None:
+    for name, look in looks.items():
+        ordered = sorted(figures[name].latencies)
         ordered = ordered[: max(1, int(0.995 * len(ordered)))]
         shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
-        axes.plot(ordered, shares, label=name, **_look(name))
+        axes.plot(ordered, shares, label=name, **look)
     axes.set(xscale="log", xlabel="µs from call to answer", ylabel="share of appends")
     axes.set_title(title)
     axes.grid(alpha=0.3)
 
 
-def _look(name: str) -> dict[str, Any]:
-    return {"linewidth": 3.0, "color": "black"} if name == OURS else {"linewidth": 1.2}
+def _look(name: str, place: int) -> Look:
+    """Return a line that is the same in all panels."""
+    if name == OURS:
+        return {"linewidth": 3.0, "color": "black"}
+    return {"linewidth": 1.2, "color": f"C{place}"}
