@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from asyncstore.wire import Argument, Reply
 
 MOST_APPENDS: Final = 16
+MOST_EVENTS: Final = 200
 MOST_BYTES: Final = 64 * 1024
-"""What one call may hold. Larger groups save the server nothing and keep it from others for longer,
-smaller ones cost it more: see the bounds that `make bench` compares, and ARCHITECTURE.md."""
+"""What one call may hold: less than a millisecond of the server's time.
+
+Larger groups save the server nothing and keep it from others for longer, smaller ones cost it more:
+see the bounds that `make bench` compares, and ARCHITECTURE.md. An append that is larger goes alone.
+"""
 
 
 @dataclass(slots=True)  # making a frozen one takes twice as long
@@ -37,6 +41,7 @@ class Append:
 
     key: str
     arguments: list[Argument]
+    events: int
     size: int
     reply: asyncio.Future[Reply]
 
@@ -46,19 +51,24 @@ class _Group:
     """Appends that will travel together."""
 
     appends: list[Append] = field(default_factory=list)
+    events: int = 0
     size: int = 0
 
     def has_room_for(self, append: Append) -> bool:
         """Whether the append can go along; one that is beyond the bounds goes alone."""
-        is_small = len(self.appends) < MOST_APPENDS and self.size + append.size <= MOST_BYTES
-        return is_small or not self.appends
+        events, size = self.events + append.events, self.size + append.size
+        return not self.appends or (events <= MOST_EVENTS and size <= MOST_BYTES)
 
     def add(self, append: Append) -> None:
+        """Take the append along."""
         self.appends.append(append)
+        self.events += append.events
         self.size += append.size
 
     def is_full(self) -> bool:
-        return len(self.appends) >= MOST_APPENDS or self.size >= MOST_BYTES
+        """Whether the group has nothing to wait for."""
+        is_large = self.events >= MOST_EVENTS or self.size >= MOST_BYTES
+        return is_large or len(self.appends) >= MOST_APPENDS
 
 
 @dataclass(slots=True)
@@ -75,8 +85,9 @@ class Appender:
         """Send an append; the future gets the script's answer for it."""
         loop = self._transport.loop()
         reply = loop.create_future()
-        arguments: list[Argument] = [aggregate.root, expected, len(events) // 2, *events]
-        append = Append(self._keys.events(aggregate), arguments, size, reply)
+        count = len(events) // 2
+        arguments: list[Argument] = [aggregate.root, expected, count, *events]
+        append = Append(self._keys.events(aggregate), arguments, count, size, reply)
         place = (aggregate.domain, aggregate.edition)
         if not self._open:
             if self._transport.is_idle():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncstore import codec, scripts
 from asyncstore.errors import (
@@ -125,7 +125,10 @@ class Events:
         arguments, size = self._encode(batch)
         place = "" if expected is ANY else str(expected)
         reply = await self._appender.send(aggregate, place, arguments, size)
-        tag, value = self._transport.checked(reply, "append")
+        try:
+            tag, value = self._transport.checked(reply, "append")
+        except (TypeError, ValueError):
+            raise self._transport.refused("append", "of another form than expected") from None
         if tag == b"conflict":
             raise SequenceConflict(aggregate, expected, value)
         if tag == b"error":
@@ -324,7 +327,10 @@ class Events:
         """Return where a member stands; None if it is gone meanwhile."""
         key = self._keys.events(wanted.aggregate)
         score = await self._transport.command("ZSCORE", key, member)
-        return int(score) if score and score.isdigit() else None
+        if score is None:
+            return None
+        place = float(score)  # text in RESP2, a float in RESP3
+        return int(place) if place.is_integer() and place >= 0 else None
 
     # Listing
 
@@ -346,16 +352,25 @@ class Events:
         given: set[bytes] = set()
         start = b"-inf"
         while True:
-            page: list[bytes] = await self._transport.command(
-                "ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", 0, _PAGE_NAMES, "WITHSCORES"
+            page = _pairs(
+                await self._transport.command(
+                    "ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", 0, _PAGE_NAMES, "WITHSCORES"
+                )
             )
-            for root in page[::2]:
+            for root, _ in page:
                 if root not in given:
                     given.add(root)
                     yield root.decode()
-            if len(page) < 2 * _PAGE_NAMES:
+            if len(page) < _PAGE_NAMES:
                 return
-            start = b"(" + page[-1]
+            start = b"(%d" % int(float(page[-1][1]))
+
+
+def _pairs(reply: list[Any]) -> list[tuple[bytes, bytes | float]]:
+    """Return members and scores: RESP3 has them in pairs, RESP2 in a flat list."""
+    if reply and isinstance(reply[0], list):
+        return [(member, score) for member, score in reply]
+    return list(zip(reply[::2], reply[1::2], strict=True))
 
 
 def _check_main(aggregate: Aggregate) -> None:

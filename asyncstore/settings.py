@@ -40,7 +40,7 @@ _SCHEMES: Final = {
     "unix": "unix",
 }
 # What a URL may set behind its "?"; all else is the driver's business.
-_OPTIONS = re.compile(r"db|username|password|client_name|ssl_[a-z_]+")
+_OPTIONS = re.compile(r"db|protocol|username|password|client_name|ssl_[a-z_]+")
 _MAX_PREFIX: Final = 128
 _BIGGEST_VALUE: Final = 512 * 1024 * 1024  # what Redis takes in one value, by default
 
@@ -288,6 +288,8 @@ def _check_options(key: str, parts: SplitResult) -> None:
             raise ConfigurationError(key, f"{named} is not an option that a URL can set")
         if option == "db" and not value.isdecimal():
             raise ConfigurationError(key, "the option db wants the number of a database")
+        if option == "protocol" and value not in ("2", "3"):
+            raise ConfigurationError(key, "the option protocol wants 2 or 3, for RESP2 or RESP3")
 
 
 def _split(url: str) -> SplitResult | None:

@@ -28,6 +28,7 @@ from redis import exceptions
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 
 from asyncstore.errors import (
     AsyncStoreError,
@@ -138,7 +139,8 @@ class Transport:
         return {
             "socket_timeout": self._timeout,
             "socket_connect_timeout": self._timeout,
-            "protocol": 2,
+            "protocol": 2,  # unless the URL asks for 3
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
             "driver_info": None,  # it would cost two round trips
             "retry": Retry(NoBackoff(), 0),
         }
@@ -464,9 +466,11 @@ def _own(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Reply]:
 
 def _identity(hello: Reply, info: Reply) -> tuple[str, int] | None:
     """Return the server's run and our client's id there; None where an ACL hides them."""
-    if not isinstance(hello, list) or not isinstance(info, bytes):
+    if not isinstance(hello, dict | list) or not isinstance(info, bytes):
         return None
-    fields = dict(zip(hello[::2], hello[1::2], strict=False))
+    # RESP3 has maps; in RESP2 they are flat lists.
+    pairs = zip(hello[::2], hello[1::2], strict=False) if isinstance(hello, list) else hello
+    fields = dict(pairs)
     runs = [line for line in info.splitlines() if line.startswith(b"run_id:")]
     with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):
         return runs[0].decode(), int(fields[b"id"])

@@ -238,7 +238,8 @@ class Wire(asyncio.Protocol):
         try:
             while (reply := self._reader.gets()) is not _NOT_YET:
                 self._partial = 0
-                self._match(self.waiting.popleft(), reply)
+                if type(reply) is not hiredis.PushNotification:  # RESP3: nobody's reply
+                    self._match(self.waiting.popleft(), reply)
         except (hiredis.HiredisError, IndexError):
             self.abort("what answers there does not speak the protocol of Redis")
             return

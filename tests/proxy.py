@@ -14,6 +14,7 @@ class Proxy:
     """Loses the next `lose` replies: the request goes through, then the connection is cut.
 
     `odds` are those of any other reply to be lost in the same way.
+    `push` is written before each chunk of replies.
     While `swallow` is set, replies are lost and the connection stays: the server seems silent.
     """
 
@@ -22,6 +23,8 @@ class Proxy:
         self.odds = 0.0
         self.dice = random.Random(0)
         self.swallow = False
+        self.push = b""
+        self.pushed = 0
         self.lose_scripts = False  # the replies to scripts, and no others
         self.on_lost: Callable[[], object] = lambda: None
         self._asked_script = False
@@ -64,7 +67,8 @@ class Proxy:
                 self.on_lost()
                 break
             if not self.swallow:
-                writer.write(data)
+                writer.write(self.push + data)
+                self.pushed += bool(self.push)
                 await writer.drain()
         raise ConnectionResetError
 

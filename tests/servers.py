@@ -48,6 +48,7 @@ def kinds() -> list[Kind]:
         Kind("embedded-valkey", None, _embedded),
         Kind("redis-on-path", _path_missing(), lambda: _process(_path_binary(), tcp=True)),
         Kind("redis-8.2", _wheel_missing(), lambda: _process(_wheel_binary())),
+        Kind("embedded-valkey-resp3", None, _with_resp3),
         Kind("test-url", _url_missing(), _given),
         Kind("container", _container_missing(), _container),
     ]
@@ -61,6 +62,12 @@ def _embedded() -> Iterator[str]:
         portal.wrap_async_context_manager(embedded.running(Path(directory))) as url,
     ):
         yield url
+
+
+@contextmanager
+def _with_resp3() -> Iterator[str]:
+    with _embedded() as url:
+        yield f"{url}?protocol=3"
 
 
 def _path_binary() -> str:

@@ -208,7 +208,7 @@ class TestRefusals:
             ({"url": "embedded:///path?x=1"}, "url"),
             ({"path": ""}, "path"),
             ({"url": b"redis://h"}, "url"),
-            ({"url": "redis://h?protocol=3"}, "url"),
+            ({"url": "redis://h?protocol=4"}, "url"),
             ({"url": "redis://h?decode_responses=True"}, "url"),
             ({"url": "redis://h?db=first"}, "url"),
             ({"url": "redis://h\n"}, "url"),

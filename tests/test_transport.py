@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import shutil
 import uuid
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
+import hiredis
 import pytest
 import redis
 import trustme
@@ -256,30 +256,58 @@ class TestInStep:
             done = await asyncio.gather(*calls)
             assert Counter(d.first_sequence for d in done) == dict.fromkeys(range(100), 100)
 
-    async def test_concurrent_calls_leave_in_one_write(self) -> None:
-        chunks: list[bytes] = []
+    @pytest.mark.parametrize(
+        ("sizes", "expected"),
+        [
+            ([1] * 100, [1, 16, 16, 16, 16, 16, 16, 3]),
+            ([1] * 6 + [5000] + [1] * 5, [1, 5, 1, 5]),
+            ([1] + [100] * 5, [1, 2, 2, 1]),
+            ([5000] * 3, [1, 1, 1]),
+        ],
+        ids=["many", "a large one goes alone", "of many events", "large ones"],
+    )
+    async def test_appends_of_one_turn_leave_in_groups(
+        self, sizes: list[int], expected: list[int]
+    ) -> None:
+        """The first finds the connection idle and leaves alone; groups are bounded."""
         groups: list[int] = []
 
         async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            requests = hiredis.Reader()
             while data := await reader.read(1 << 20):
-                keys = [int(n) for n in re.findall(rb"EVALSHA\r\n\S+\r\n\S+\r\n\S+\r\n(\d+)", data)]
-                if keys:
+                requests.feed(data)
+                while request := requests.gets():
+                    if request[0] == b"EVALSHA":
+                        groups.append(int(request[2]) - 4)
+                        answer = b"*2\r\n$2\r\nok\r\n:0\r\n" * groups[-1]
+                        writer.write(b"*%d\r\n%s" % (groups[-1], answer))
+                    elif request[0] == b"INFO":
+                        writer.write(b"$19\r\nredis_version:7.2.4\r\n")
+                    else:  # the version of the layout
+                        writer.write(b"$1\r\n1\r\n")
+
+        async with serving(count) as url, asyncstore.open(url) as store:
+            await asyncio.gather(
+                *(store.events.append(ORDER, numbered(size), expected=ANY) for size in sizes)
+            )
+            assert groups == expected
+
+    async def test_concurrent_calls_leave_in_one_write(self) -> None:
+        chunks: list[bytes] = []
+
+        async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1 << 20):
+                if asked := data.count(b"ZCARD"):
                     chunks.append(data)
-                    for group in (n - 4 for n in keys):
-                        groups.append(group)
-                        answer = b"*2\r\n$2\r\nok\r\n:0\r\n" * group
-                        writer.write(b"*%d\r\n%s" % (group, answer))
+                    writer.write(b":0\r\n" * asked)
                 else:  # of the handshake, what INFO and the layout have to be
                     is_info = b"INFO" in data
                     writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
 
         async with serving(count) as url, asyncstore.open(url) as store:
-            await asyncio.gather(
-                *(store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(100))
-            )
-            assert groups == [1, 16, 16, 16, 16, 16, 16, 3], "the first found the connection idle"
-
-            assert b"".join(chunks).count(b"Counted") == 100
+            await asyncio.gather(*(store.events.next_sequence(ORDER) for _ in range(100)))
+        assert b"".join(chunks).count(b"ZCARD") == 100
+        assert len(chunks) <= 2, "the first finds the connection idle, the others follow together"
 
     async def test_forgotten_scripts_under_load(self, running: RedisServer) -> None:
         async with asyncstore.open(running.url) as store:
@@ -517,6 +545,20 @@ class TestOddServers:
                     pass
             assert "127.0.0.1" in str(caught.value)
             assert "s3cret" not in str(caught.value)
+
+    async def test_one_that_pushes_what_nobody_asked_for(self, running: RedisServer) -> None:
+        # RESP3 has messages that are no replies. The proxy puts one before each chunk of them.
+        path = Path(urlsplit(running.url).path)
+        async with (
+            proxy_to(path) as proxy,
+            asyncstore.open(proxy.url + "?protocol=3") as store,
+        ):
+            proxy.push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
+            for n in range(20):
+                await store.events.append(ORDER, numbered(1, start=n), expected=n)
+            events = await store.events.read(ORDER)
+            assert [event.data["n"] for event in events] == list(range(20))
+            assert proxy.pushed > 20
 
     async def test_one_that_falls_silent(self, running: RedisServer) -> None:
         path = Path(urlsplit(running.url).path)
