@@ -276,6 +276,31 @@ class Bench:
         p50 = await self.p50s("load of a snapshot and 10 events", calls, 10)
         self.budgets.append(Budget("load, p50 / redis-py", p50[OURS] / p50[REDIS_PY], 0.45))
 
+    async def fairness(self, sides: list[Side]) -> None:
+        """Measure what small appends wait for while somebody appends 5,000 events at a time."""
+        (ours,) = [side for side in sides if side.name == OURS]
+        small, large = Writer(Workload()), Writer(Workload(events=5000, length=5000))
+        alone: list[float] = []
+        beside: list[float] = []
+        giant: list[float] = []
+        for _ in self.progress.track(range(self.rounds), description="fairness"):
+            latencies, _ = await ours.run([small.appends(50)])
+            alone += latencies
+            work = [ours.prepare(append) for append in large.appends(1)]
+            (taken, _), (latencies, _) = await asyncio.gather(
+                ours.run([work]), ours.run([small.appends(50)])
+            )
+            giant += taken
+            beside += latencies
+        figures = {
+            "a small append alone, p50": statistics.median(alone),
+            "5,000 events in one append, p50": statistics.median(giant),
+            "a small append beside it, p50": statistics.median(beside),
+            "a small append beside it, longest": max(beside),
+        }
+        self.results["fairness"] = {name: 1e6 * figure for name, figure in figures.items()}
+        console.print("; ".join(f"{name} {1e6 * us:,.0f} µs" for name, us in figures.items()))
+
     async def p50s(
         self, what: str, calls: Mapping[str, Callable[[], Awaitable[int]]], expected: int
     ) -> dict[str, float]:
@@ -373,6 +398,7 @@ async def measure_embedded(bench: Bench, pictures: Path, sweep_rounds: int) -> N
         await bench.loads(store, client, sides)
         await bench.variations(sides, client)
         await bench.bounds(sides, client)
+        await bench.fairness(sides)
         bench.rounds, rounds = sweep_rounds, bench.rounds
         rates = await bench.sweep(sides, client)
         bench.rounds = rounds
