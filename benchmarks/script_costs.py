@@ -21,7 +21,7 @@ from benchmarks.sides import KEYS, ScriptSide, Workload, Writer
 if TYPE_CHECKING:
     import redis.asyncio
 
-ROUNDS = 15
+ROUNDS = 40
 APPENDS_A_ROUND = 1280
 GROUPS = (1, MOST_APPENDS)
 WHOLE = "the whole script"
@@ -61,9 +61,14 @@ async def _costs(
             taken = await _turn(client, variants[name], writers[name])
             if number:  # the first is for warming up
                 times[name].append(taken)
-    medians = {name: statistics.median(measured) for name, measured in times.items()}
-    whole = medians.pop(WHOLE)
-    return {WHOLE: whole} | {name: whole - without for name, without in medians.items()}
+    whole = times.pop(WHOLE)
+    saved = {
+        name: [full - less for full, less in zip(whole, without, strict=True)]
+        for name, without in times.items()
+    }
+    return {
+        name: statistics.median(measured) for name, measured in ({WHOLE: whole} | saved).items()
+    }
 
 
 async def _turn(client: redis.asyncio.Redis, source: str, writers: list[Writer]) -> float:
