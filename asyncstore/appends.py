@@ -52,7 +52,7 @@ class Append:
 class _Group:
     """Appends that will travel together."""
 
-    most: int = FIRST_APPENDS
+    most: int
     appends: list[Append] = field(default_factory=list)
     events: int = 0
     size: int = 0
@@ -101,15 +101,19 @@ class Appender:
         return reply
 
     def _add(self, place: tuple[str, str], append: Append) -> None:
-        group = self._open.setdefault(place, _Group())
+        group = self._open.get(place) or _Group(min(FIRST_APPENDS, MOST_APPENDS))
         if not group.has_room_for(append):
-            self._send_group(place, group.appends)
-            group = self._open[place] = _Group(group.most)
+            group = self._send_at_once(place, group)
         group.add(append)
         if group.is_full():
-            self._send_group(place, group.appends)
-            self._transport.flush()
-            self._open[place] = _Group(min(2 * group.most, MOST_APPENDS))
+            group = self._send_at_once(place, group)
+        self._open[place] = group
+
+    def _send_at_once(self, place: tuple[str, str], group: _Group) -> _Group:
+        """Send a group before the turn has ended, and return the next one."""
+        self._send_group(place, group.appends)
+        self._transport.flush()
+        return _Group(min(2 * group.most, MOST_APPENDS))
 
     def _flush(self) -> None:
         """Send what the last turn has left."""

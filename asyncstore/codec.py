@@ -75,7 +75,7 @@ def encode_event(event: Event) -> tuple[bytes, bytes]:
     body, encoding = _encode_body("data", event.data)
     header = orjson.dumps([event.id.hex, event.type])[1:-1]
     time = b"" if event.time is None else b"%d" % to_microseconds(event.time)
-    if event.metadata is None and encoding is _JSON:
+    if event.metadata is None and encoding == _JSON:
         return time, b"%b]\n%b" % (header, body)
     extras = _encode_extras(event.metadata, encoding)
     return time, b"%b%b]\n%b" % (header, extras, body)
@@ -129,7 +129,7 @@ def _decode_id(hexadecimal: str) -> bytes:
         number = bytes.fromhex(hexadecimal)
     except ValueError:
         number = b""
-    if len(number) != _ID_BYTES:
+    if len(hexadecimal) != 2 * _ID_BYTES or len(number) != _ID_BYTES:
         raise Undecodable("its id is not a UUID")
     return number
 

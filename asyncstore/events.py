@@ -125,15 +125,16 @@ class Events:
         arguments, size = self._encode(batch)
         place = "" if expected is ANY else str(expected)
         reply = await self._appender.send(aggregate, place, arguments, size)
-        try:
-            tag, value = self._transport.checked(reply, "append")
-        except (TypeError, ValueError):
-            raise self._transport.refused("append", "of another form than expected") from None
-        if tag == b"conflict":
-            raise SequenceConflict(aggregate, expected, value)
-        if tag == b"error":
-            raise self._transport.refused("append", value.decode())
-        return Appended(value, value + len(batch) - 1)
+        parts = self._transport.checked(reply, "append")
+        if type(parts) is list and len(parts) == 2:
+            tag, value = parts
+            if tag == b"ok" and type(value) is int:
+                return Appended(value, value + len(batch) - 1)
+            if tag == b"conflict" and type(value) is int:
+                raise SequenceConflict(aggregate, expected, value)
+            if tag == b"error" and type(value) is bytes:
+                raise self._transport.refused("append", value.decode(errors="replace"))
+        raise self._transport.refused("append", "of another form than expected")
 
     async def read(
         self,

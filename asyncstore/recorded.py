@@ -24,6 +24,7 @@ class RecordedEvent:
     can't be decoded. `time` is in UTC, exact to the microsecond. `metadata` is {} where none was
     given. `correlation_id`, `source` and `idempotency_key` are None where the append named none.
 
+    Decoding is not synchronised: two threads that ask first may get equal objects, not the same.
     The constructor is there for tests and tools; those of a store come from reading it.
     """
 
@@ -156,24 +157,31 @@ class RecordedEvent:
         """The key under which the append is stored once."""
         return self._idempotency_key
 
-    def _fields(self) -> tuple[Any, ...]:
-        return (
-            self.aggregate,
-            self.sequence,
-            self.type,
-            self.data,
-            self.metadata,
-            self.id,
-            self.time,
-            self.correlation_id,
-            self.source,
-            self.idempotency_key,
-        )
+    def _fields(self) -> dict[str, Any]:
+        """Return everything but the data, which may be impossible to decode."""
+        return {
+            "aggregate": self.aggregate,
+            "sequence": self.sequence,
+            "type": self.type,
+            "metadata": self.metadata,
+            "id": self.id,
+            "time": self.time,
+            "correlation_id": self.correlation_id,
+            "source": self.source,
+            "idempotency_key": self.idempotency_key,
+        }
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RecordedEvent):
             return NotImplemented
-        return self._fields() == other._fields()
+        if self._fields() != other._fields():
+            return False
+        if self._body is not None and self._body == other._body:
+            return self._extras.encoding == other._extras.encoding
+        return bool(self.data == other.data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_of, (self._fields(), self.data)
 
     def __hash__(self) -> int:
         return hash((self.aggregate, self.sequence, self.id))
@@ -183,6 +191,11 @@ class RecordedEvent:
             f"RecordedEvent(aggregate={self.aggregate!r}, sequence={self.sequence}, "
             f"type={self.type!r}, id={self.id!r}, time={self.time!r})"
         )
+
+
+def _made_of(fields: dict[str, Any], data: Any) -> RecordedEvent:
+    """Make the event of a pickle; its form does not depend on how this module works inside."""
+    return RecordedEvent(data=data, **fields)
 
 
 @dataclass(frozen=True, slots=True)

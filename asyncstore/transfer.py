@@ -230,6 +230,8 @@ class Import:
         progress = self._progress[aggregate]
         start = 0 if progress.known is None else progress.next_sequence
         new = await self._store.events.read(aggregate, start=start)
+        for event in new:
+            _ = event.data  # one that can't be decoded is not there: say so
         progress.known = (progress.known or {}) | {event.id: event.sequence for event in new}
         progress.next_sequence = start + len(new)
 

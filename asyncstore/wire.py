@@ -1,8 +1,9 @@
 """One connection to the server, shared by all callers.
 
-Requests of one turn of the event loop leave in one write, and replies come back in their order. A
-caller that was cancelled leaves its place in the queue: its reply is read and dropped, so that the
-connection stays in step for everybody else.
+A request that finds the connection idle leaves at once; those that come while another is under way
+leave together at the end of the turn of the event loop, or when they are flushed. Replies come back
+in their order. A caller that was cancelled leaves its place in the queue: its reply is read and
+dropped, so that the connection stays in step for everybody else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two sides of every comparison: the store, and other ways to the same script or history.
+"""The sides of a comparison: the store, and other ways to the same script or history.
 
 What a side sends is prepared before the clock starts. So the store's figures have all that `append`
 does - checks, encoding, keys, answers - and the others' only what it takes to send the same script
@@ -95,7 +95,7 @@ class Side(ABC):
 
     def stored(self, reply: Any) -> bool:
         """Whether the reply of `append` says that it was stored."""
-        return bool(reply[0][0] == b"ok")
+        return type(reply) is list and reply[0][0] == b"ok"
 
     async def run(self, work: Sequence[Sequence[Any]]) -> tuple[list[float], float]:
         """Run one writer for each list, all at once; return latencies and the time of all."""
@@ -103,12 +103,11 @@ class Side(ABC):
         replies: list[Any] = []
 
         async def write(prepared: Sequence[Any]) -> None:
-            reply: Any = None
             for item in prepared:
                 started = time.perf_counter()
                 reply = await self.append(item)
                 latencies.append(time.perf_counter() - started)
-            replies.append(reply)
+                replies.append(reply)
 
         started = time.perf_counter()
         await asyncio.gather(*(write(prepared) for prepared in work))
@@ -186,7 +185,7 @@ class RedisPyPipelines(RedisPy):
             pipeline = self.client.pipeline(transaction=False)
             for keys, arguments in turn:
                 pipeline.evalsha(scripts.APPEND.sha, len(keys), *keys, *arguments)
-            replies = await pipeline.execute()
+            replies += await pipeline.execute()
             latencies += [time.perf_counter() - started] * len(turn)
         elapsed = time.perf_counter() - begun
         self.check(replies)
@@ -291,22 +290,22 @@ class Plain(Side):
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self.client: Any = client
 
-    def prepare(self, append: Append) -> Append:
-        return append
-
-    async def append(self, prepared: Append) -> Any:
-        aggregate, client = prepared.aggregate, self.client
-        key = f"{PLAIN_PREFIX}{aggregate.domain}:{aggregate.root}"
-        last = await client.zrange(key, 0, 0, desc=True, withscores=True)
-        sequence = int(last[0][1]) + 1 if last else 0
-        if sequence != prepared.expected:
-            return 0
+    def prepare(self, append: Append) -> tuple[Aggregate, int, dict[bytes, int]]:
         members = {
             orjson.dumps(
                 {"sequence": place, "id": event.id, "type": event.type, "data": event.data}
             ): place
-            for place, event in enumerate(prepared.events, sequence)
+            for place, event in enumerate(append.events, append.expected)
         }
+        return append.aggregate, append.expected, members
+
+    async def append(self, prepared: Any) -> Any:
+        (aggregate, expected, members), client = prepared, self.client
+        key = f"{PLAIN_PREFIX}{aggregate.domain}:{aggregate.root}"
+        last = await client.zrange(key, 0, 0, desc=True, withscores=True)
+        sequence = int(last[0][1]) + 1 if last else 0
+        if sequence != expected:
+            return 0
         await client.zadd(key, members)
         await client.sadd(f"{PLAIN_PREFIX}roots:{aggregate.domain}", aggregate.root)
         return await client.sadd(f"{PLAIN_PREFIX}domains", aggregate.domain) + 1

@@ -64,12 +64,21 @@ def test_events_are_equal_by_what_they_say() -> None:
     assert read() != other
 
 
+def test_events_whose_data_are_broken_can_be_compared() -> None:
+    member = b'[3,0,"00000000000000000000000000000000","A"]\nnot json'
+    event, same = (RecordedEvent.of_member(ORDER, "events:orders", member) for _ in range(2))
+    assert event == same
+    assert event != read()
+    assert event in {same}
+
+
 @pytest.mark.parametrize("decoded", [False, True])
 def test_copies_and_pickles_are_equal(decoded: bool) -> None:
     event = read()
     if decoded:
         _ = event.data
-    assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(event, protocol)) == event  # noqa: S301
     assert copy.copy(event) == copy.deepcopy(event) == event
 
 

@@ -292,6 +292,19 @@ class TestExport:
         count = await store.events.next_sequence(Aggregate("orders", "1"))
         assert len(await listed(transfer.export_lines(store))) == count > 200
 
+    async def test_importing_again_tells_of_data_that_were_damaged(
+        self, server: Server, prefix: str, store: Store
+    ) -> None:
+        await store.events.append(Aggregate("orders", "1"), numbered(3), expected=NEW)
+        lines = await listed(transfer.export_lines(store))
+        key = Keys(prefix).events(Aggregate("orders", "1"))
+        with server.client() as client:
+            (member,) = client.zrange(key, 1, 1)
+            client.zrem(key, member)
+            client.zadd(key, {member[:-1]: 1})
+        with pytest.raises(asyncstore.CorruptEvent):
+            await load(store, lines)
+
     async def test_corrupt_events_are_raised_or_handed_over(
         self, server: Server, prefix: str, store: Store
     ) -> None:

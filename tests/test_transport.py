@@ -33,6 +33,7 @@ from asyncstore import (
     StoreUnavailable,
     embedded,
 )
+from asyncstore.wire import Wire
 from tests.builders import numbered, sequences
 from tests.polling import eventually
 from tests.proxy import Proxy, proxy_to, serving
@@ -121,6 +122,10 @@ class TestExactlyOnce:
             await asyncio.gather(*(write(store, writer) for writer in range(64)))
             proxy.odds = 0.0
             await history.check(store, places)
+            print(
+                f"{proxy.lost} times replies were lost: {len(history.acknowledged)} appends stored "
+                f"once, {len(history.refused)} refused, {len(history.unknown)} unknown"
+            )
             assert proxy.lost >= 10
             assert history.unknown == []
             assert len(history.acknowledged) > 3200
@@ -291,6 +296,66 @@ class TestInStep:
                 *(store.events.append(ORDER, numbered(size), expected=ANY) for size in sizes)
             )
             assert groups == expected
+
+    async def test_what_is_alone_or_full_leaves_before_the_turn_ends(
+        self, running: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written: list[int] = []
+        write = Wire.flush
+
+        def flush(wire: Wire) -> None:
+            written.extend([len(wire.outbox)] if wire.outbox else [])
+            write(wire)
+
+        async with asyncstore.open(running.url) as store:
+            monkeypatch.setattr(Wire, "flush", flush)
+            places = [Aggregate("orders", f"{n}") for n in range(8)]
+            small, large = numbered(1), [Event("Large", "x" * 40_000)]
+            batches = [small, small, small, small, small, large, large, small]
+            calls = [
+                store.events.append(place, batch, expected=NEW)
+                for place, batch in zip(places, batches, strict=True)
+            ]
+            waited: list[asyncio.Future[object]] = []
+            seen: list[int] = []
+            for call in calls:
+                waited.append(call.send(None))  # as far as it goes without waiting
+                seen.append(sum(written))
+            # The first alone, four small ones, and one large one when the next has no room.
+            assert seen == [1, 1, 1, 1, 2, 2, 3, 3]
+            await asyncio.wait(waited)
+            for call in calls:
+                with pytest.raises(StopIteration) as ended:
+                    call.send(None)
+                assert ended.value.value == Appended(0, 0)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"+OK\r\n",
+            b"*1\r\n+OK\r\n",
+            b"*1\r\n*2\r\n$7\r\nunknown\r\n:5\r\n",
+            b"*1\r\n*2\r\n$2\r\nok\r\n$-1\r\n",
+            b"*1\r\n*2\r\n$2\r\nok\r\n$1\r\n5\r\n",
+            b"*1\r\n*2\r\n$5\r\nerror\r\n:5\r\n",
+            b"*1\r\n*2\r\n$8\r\nconflict\r\n$-1\r\n",
+            b"*1\r\n*3\r\n$2\r\nok\r\n:5\r\n:6\r\n",
+            b"$-1\r\n",
+            b":5\r\n",
+        ],
+    )
+    async def test_only_the_right_answer_says_that_it_was_stored(self, answer: bytes) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1 << 20):
+                if b"EVALSHA" in data:
+                    writer.write(answer)
+                else:  # of the handshake, what INFO and the layout have to be
+                    is_info = b"INFO" in data
+                    writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
+
+        async with serving(serve) as url, asyncstore.open(url) as store:
+            with pytest.raises(asyncstore.UnexpectedReply, match="of another form"):
+                await store.events.append(ORDER, numbered(1), expected=NEW)
 
     async def test_concurrent_calls_leave_in_one_write(self) -> None:
         chunks: list[bytes] = []
