@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncstore import codec, scripts
+from asyncstore import codec, forms, scripts
 from asyncstore.errors import (
     CorruptEvent,
     EventTooLarge,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _PAGE_EVENTS: Final = 5000  # a page is bounded in bytes too, see page.lua
 _PAGE_NAMES: Final = 1000
+_DELETE_ROUNDS: Final = 100  # handlers are met for the first time only so often
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +129,13 @@ class Events:
         parts = self._transport.checked(reply, "append")
         if type(parts) is list and len(parts) == 2:
             tag, value = parts
-            if tag == b"ok" and type(value) is int:
+            if tag == b"ok" and forms.is_count(value) and expected in (ANY, value):
                 return Appended(value, value + len(batch) - 1)
-            if tag == b"conflict" and type(value) is int:
+            if tag == b"conflict" and forms.is_count(value):
                 raise SequenceConflict(aggregate, expected, value)
-            if tag == b"error" and type(value) is bytes:
+            if tag == b"error" and forms.is_text(value):
                 raise self._transport.refused("append", value.decode(errors="replace"))
-        raise self._transport.refused("append", "of another form than expected")
+        raise self._transport.misfit("append")
 
     async def read(
         self,
@@ -173,7 +174,9 @@ class Events:
     async def next_sequence(self, aggregate: Aggregate) -> int:
         """Return the sequence that the next event will get: 0 for an unknown aggregate."""
         _check_main(aggregate)
-        count: int = await self._transport.command("ZCARD", self._keys.events(aggregate))
+        count: int = await self._transport.command(
+            forms.is_count, "ZCARD", self._keys.events(aggregate)
+        )
         return count
 
     async def load(self, aggregate: Aggregate) -> Loaded:
@@ -210,7 +213,7 @@ class Events:
         """
         _check_main(aggregate)
         handlers: list[bytes] = []
-        while True:
+        for _ in range(_DELETE_ROUNDS):
             names = [name.decode() for name in handlers]
             outcome, *rest = await self._transport.run(
                 scripts.DELETE,
@@ -226,6 +229,7 @@ class Events:
             if outcome == b"ok":
                 return int(rest[0])
             handlers = rest
+        raise self._transport.misfit("delete")
 
     def domains(self) -> AsyncIterator[str]:
         """Iterate over the domains that have events, in alphabetical order."""
@@ -327,7 +331,7 @@ class Events:
     async def _score(self, wanted: _Range, member: bytes) -> int | None:
         """Return where a member stands; None if it is gone meanwhile."""
         key = self._keys.events(wanted.aggregate)
-        score = await self._transport.command("ZSCORE", key, member)
+        score = await self._transport.command(forms.is_score, "ZSCORE", key, member)
         if score is None:
             return None
         place = float(score)  # text in RESP2, a float in RESP3
@@ -339,7 +343,7 @@ class Events:
         start = b"-"
         while True:
             page: list[bytes] = await self._transport.command(
-                "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, _PAGE_NAMES
+                forms.is_texts, "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, _PAGE_NAMES
             )
             for name in page:
                 yield name.decode()
@@ -355,7 +359,16 @@ class Events:
         while True:
             page = _pairs(
                 await self._transport.command(
-                    "ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", 0, _PAGE_NAMES, "WITHSCORES"
+                    forms.is_scored,
+                    "ZRANGE",
+                    key,
+                    start,
+                    "+inf",
+                    "BYSCORE",
+                    "LIMIT",
+                    0,
+                    _PAGE_NAMES,
+                    "WITHSCORES",
                 )
             )
             for root, _ in page:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asyncstore import scripts
+from asyncstore import forms, scripts
 from asyncstore.errors import CorruptPosition
 from asyncstore.names import check_name, check_sequence
 
@@ -26,7 +26,7 @@ class Positions:
         """Return the position, or None where the handler has none. 0 is a position."""
         handler = check_name("handler", handler)
         key = self._keys.position(handler, aggregate)
-        value: bytes | None = await self._transport.command("GET", key)
+        value: bytes | None = await self._transport.command(forms.is_text_or_nil, "GET", key)
         if value is None:
             return None
         if not value.isdigit():

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from typing import TYPE_CHECKING
 
+from asyncstore import forms
 from asyncstore.wire import Repeat
+
+if TYPE_CHECKING:
+    from asyncstore.forms import Form
 
 _INCLUDE = "-- include: "
 
@@ -15,6 +20,7 @@ _INCLUDE = "-- include: "
 class Script:
     """A script as the server gets it.
 
+    `form` tells whether a reply is one of this script.
     `mark` is the place in its ARGV, from 0, that tells it of a second sending; None if it has none.
     """
 
@@ -22,6 +28,7 @@ class Script:
     source: str
     sha: str
     writes: bool
+    form: Form
     mark: int | None = None
 
     @property
@@ -32,7 +39,7 @@ class Script:
         return Repeat.NEVER if self.mark is None else Repeat.MARKED
 
 
-def load(name: str, mark: int | None = None) -> Script:
+def load(name: str, form: Form, mark: int | None = None) -> Script:
     """Read `lua/{name}.lua` from the package, with what it includes."""
     lines = [
         _read(line.removeprefix(_INCLUDE)) if line.startswith(_INCLUDE) else line
@@ -40,22 +47,22 @@ def load(name: str, mark: int | None = None) -> Script:
     ]
     source = "\n".join(lines)
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, source, sha, writes="no-writes" not in lines[0], mark=mark)
+    return Script(name, source, sha, "no-writes" not in lines[0], form, mark)
 
 
 def _read(file_name: str) -> str:
     return resources.files("asyncstore").joinpath("lua", file_name).read_text(encoding="utf-8")
 
 
-APPEND = load("append", mark=0)
-READ = load("read")
-LOAD = load("load")
-DELETE = load("delete")
-PUT_POSITION = load("put_position")
-PUT_SNAPSHOT = load("put_snapshot")
-GET_SNAPSHOT = load("get_snapshot")
-DELETE_SNAPSHOTS = load("delete_snapshots")
-OPEN = load("open")
+APPEND = load("append", forms.is_anything, mark=0)  # a group's parts are looked at one by one
+READ = load("read", forms.is_some_texts)
+LOAD = load("load", forms.is_loaded)
+DELETE = load("delete", forms.is_deleted)
+PUT_POSITION = load("put_position", forms.is_one_text)
+PUT_SNAPSHOT = load("put_snapshot", forms.is_one_text)
+GET_SNAPSHOT = load("get_snapshot", forms.is_snapshot)
+DELETE_SNAPSHOTS = load("delete_snapshots", forms.is_one_text)
+OPEN = load("open", forms.is_one_text)
 
 ALL = (
     APPEND,

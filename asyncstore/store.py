@@ -6,7 +6,7 @@ import logging
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from asyncstore import codec, embedded, scripts
+from asyncstore import codec, embedded, forms, scripts
 from asyncstore.appends import Appender
 from asyncstore.errors import (
     ConfigurationError,
@@ -133,7 +133,7 @@ class Store:
         """Refuse a server that is too old, part of a cluster, or that throws histories away."""
         where = self._settings.where()
         try:
-            info = _parse_info(await self._transport.command("INFO"))
+            info = _parse_info(await self._transport.command(forms.is_text, "INFO"))
         except UnexpectedReply as error:
             _log.warning("the settings of %s can't be checked: %s", where, error)
             return
@@ -150,7 +150,7 @@ class Store:
             raise UnsafeServer(where, policy)
 
     async def _check_layout(self) -> None:
-        found: Any = await self._transport.command("GET", self._keys.layout())
+        found: Any = await self._transport.command(forms.is_text_or_nil, "GET", self._keys.layout())
         if found is None:
             keys = [self._keys.layout()]
             (found,) = await self._transport.run(scripts.OPEN, keys, [codec.LAYOUT])

@@ -44,6 +44,7 @@ from asyncstore.wire import Repeat, ReplyError, Request, Wire
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from asyncstore.forms import Form
     from asyncstore.scripts import Script
     from asyncstore.wire import Argument, Reply
 
@@ -172,15 +173,15 @@ class Transport:
         """Run a script by its digest; a server that does not have it yet gets the source."""
         caller = self.loop().create_future()
         self._submit(script, keys, arguments, [caller], is_group=False)
-        return self.checked(await caller, script.name)
+        return self.believed(await caller, script.name, script.form)
 
-    async def command(self, *command: Argument) -> Reply:
-        """Send one command that changes nothing."""
+    async def command(self, form: Form, *command: Argument) -> Reply:
+        """Send one command that changes nothing, and whose reply has this form."""
         loop = self.loop()
         caller = loop.create_future()
         name = str(command[0])
         self._enter(Request(list(command), name, Repeat.FREELY, [caller], loop.time()))
-        return self.checked(await caller, name)
+        return self.believed(await caller, name, form)
 
     def run_for_group(
         self,
@@ -241,6 +242,16 @@ class Transport:
         if type(reply) is ReplyError:
             raise self.refused(name, reply.code)
         return reply
+
+    def believed(self, reply: Reply, name: str, form: Form) -> Reply:
+        """Return the reply if it has the form, or raise what is wrong with it."""
+        if form(self.checked(reply, name)):
+            return reply
+        raise self.misfit(name)
+
+    def misfit(self, name: str) -> UnexpectedReply:
+        """Return the error for a reply that is none of this command or script."""
+        return UnexpectedReply(self._where, name, "of another form than expected")
 
     def _enter(self, request: Request) -> None:
         wire = self._wire
@@ -376,6 +387,9 @@ class Transport:
             if isinstance(reason, _ANSWERED):
                 raise self._refused_login(reason) from None
             raise _Unreachable(self._why_unreachable(reason)) from None
+        except Exception as error:
+            # What answers there made redis-py stumble; it is no reason to stop trying.
+            raise _Unreachable(self._why_unreachable(error)) from None
         wire = Wire(
             max_commands=self._max_commands,
             max_bytes=self._max_bytes,
@@ -468,10 +482,10 @@ def _identity(hello: Reply, info: Reply) -> tuple[str, int] | None:
     """Return the server's run and our client's id there; None where an ACL hides them."""
     if not isinstance(hello, dict | list) or not isinstance(info, bytes):
         return None
-    # RESP3 has maps; in RESP2 they are flat lists.
-    pairs = zip(hello[::2], hello[1::2], strict=False) if isinstance(hello, list) else hello
-    fields = dict(pairs)
     runs = [line for line in info.splitlines() if line.startswith(b"run_id:")]
     with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):
+        # RESP3 has maps; in RESP2 they are flat lists.
+        pairs = zip(hello[::2], hello[1::2], strict=False) if isinstance(hello, list) else hello
+        fields = dict(pairs)
         return runs[0].decode(), int(fields[b"id"])
     return None

@@ -121,7 +121,9 @@ class Request:
     def finish(self, reply: Reply) -> None:
         """Hand the reply to the callers that there still are."""
         is_parted = self.is_group and type(reply) is list and len(reply) == len(self.callers)
-        parts = reply if is_parted else [reply] * len(self.callers)
+        # An error is one for all. What else has no part for each is none of this request.
+        alike = reply if not self.is_group or type(reply) is ReplyError else None
+        parts = reply if is_parted else [alike] * len(self.callers)
         for caller, part in zip(self.callers, parts, strict=True):
             if caller.done():
                 continue
@@ -186,7 +188,8 @@ class Wire(asyncio.Protocol):
 
     def is_alive(self) -> bool:
         """Whether the connection is there, and was not given up."""
-        return self._transport is not None and not self._aborted
+        transport = self._transport
+        return transport is not None and not self._aborted and not transport.is_closing()
 
     def push(self, request: Request) -> None:
         """Send a request with all others of this turn of the event loop; at once when idle.
@@ -204,8 +207,8 @@ class Wire(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send what there is to be sent."""
-        if self._transport is None or not self.outbox:
-            return  # it was lost meanwhile, and the outbox handed over; or it has been sent
+        if not self.outbox or self._transport is None or self._transport.is_closing():
+            return  # it has been sent; or it never will be, and is handed over with the connection
         outbox, self.outbox = self.outbox, []
         live = [request for request in outbox if not request.is_over()]
         for request in live:
@@ -237,7 +240,7 @@ class Wire(asyncio.Protocol):
         self._reader.feed(data)
         self._partial += len(data)
         try:
-            while (reply := self._reader.gets()) is not _NOT_YET:
+            while (reply := self._next_reply()) is not _NOT_YET:
                 self._partial = 0
                 if type(reply) is not hiredis.PushNotification:  # RESP3: nobody's reply
                     self._match(self.waiting.popleft(), reply)
@@ -248,6 +251,13 @@ class Wire(asyncio.Protocol):
             self.abort(f"an answer has more than {_LARGEST_REPLY} bytes")
             return
         self._on_reply(self)
+
+    def _next_reply(self) -> Reply:
+        try:
+            return self._reader.gets()
+        except Exception as error:
+            # Not only its own errors: a map whose keys are lists, or a list of 2^32 items.
+            raise hiredis.ProtocolError(type(error).__name__) from error
 
     def _match(self, request: Request, reply: Reply) -> None:
         self._leave(request)

@@ -25,6 +25,7 @@ ORDER = [
     "recorded",
     "settings",
     "wire",
+    "forms",
     "scripts",
     "transport",
     "appends",

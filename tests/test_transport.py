@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
 import uuid
@@ -34,7 +35,7 @@ from asyncstore import (
     embedded,
 )
 from asyncstore.wire import Wire
-from tests.builders import numbered, sequences
+from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.proxy import Proxy, proxy_to, serving
 from tests.servers import RedisServer, Server, free_port, redis_server
@@ -340,6 +341,10 @@ class TestInStep:
             b"*1\r\n*2\r\n$5\r\nerror\r\n:5\r\n",
             b"*1\r\n*2\r\n$8\r\nconflict\r\n$-1\r\n",
             b"*1\r\n*3\r\n$2\r\nok\r\n:5\r\n:6\r\n",
+            b"*1\r\n*2\r\n$2\r\nok\r\n:7\r\n",
+            b"*1\r\n*2\r\n$2\r\nok\r\n:-5\r\n",
+            b"*1\r\n*2\r\n$5\r\nerror\r\n$-1\r\n",
+            b"*2\r\n$2\r\nok\r\n:0\r\n",
             b"$-1\r\n",
             b":5\r\n",
         ],
@@ -356,6 +361,51 @@ class TestInStep:
         async with serving(serve) as url, asyncstore.open(url) as store:
             with pytest.raises(asyncstore.UnexpectedReply, match="of another form"):
                 await store.events.append(ORDER, numbered(1), expected=NEW)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"+OK\r\n",
+            b":-5\r\n",
+            b"$-1\r\n",
+            b"*0\r\n",
+            b"*1\r\n*0\r\n",
+            b"*1\r\n:5\r\n",
+            b"*3\r\n:1\r\n:2\r\n:3\r\n",
+            b"*2\r\n$8\r\nhandlers\r\n$1\r\np\r\n",
+            b"%1\r\n*0\r\n:1\r\n",
+            b"*4294967295\r\n",
+        ],
+    )
+    async def test_answers_of_a_strange_form_are_typed_errors(self, answer: bytes) -> None:
+        """None of these is what the calls below have to be answered with, or it is nothing."""
+        strange = False
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1 << 20):
+                if strange and b"HELLO" not in data and b"INFO" not in data:
+                    writer.write(answer * max(1, data.count(b"EVALSHA")))
+                else:  # of the handshake, what INFO and the layout have to be
+                    is_info = b"INFO" in data
+                    writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
+
+        async with serving(serve) as url, asyncstore.open(url, timeout=0.3) as store:
+            strange = True
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: store.events.read(ORDER),
+                lambda: store.load(ORDER),
+                lambda: store.events.delete(ORDER),
+                lambda: store.events.next_sequence(ORDER),
+                lambda: store.positions.get("p", ORDER),
+                lambda: store.positions.put("p", ORDER, 1),
+                lambda: store.snapshots.get(ORDER),
+                lambda: listed(store.events.roots("orders")),
+                lambda: listed(store.events.domains()),
+            ]
+            for call in calls:
+                with anyio.fail_after(3), contextlib.suppress(asyncstore.AsyncStoreError):
+                    # Some are what is answered with where nothing is, or names.
+                    assert isinstance(await call(), list | int | None)
 
     async def test_concurrent_calls_leave_in_one_write(self) -> None:
         chunks: list[bytes] = []

@@ -1,0 +1,77 @@
+"""The forms that replies can have. A reply of another form is not believed, whoever sent it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Form = Callable[[Any], bool]
+
+
+def is_text(reply: Any) -> bool:
+    """A bulk string."""
+    return type(reply) is bytes
+
+
+def is_text_or_nil(reply: Any) -> bool:
+    """A bulk string, or nothing."""
+    return reply is None or type(reply) is bytes
+
+
+def is_count(reply: Any) -> bool:
+    """A whole number that is not negative."""
+    return type(reply) is int and reply >= 0
+
+
+def is_score(reply: Any) -> bool:
+    """A double, which is text in RESP2, or nothing."""
+    return is_text_or_nil(reply) or type(reply) is float
+
+
+def is_texts(reply: Any) -> bool:
+    """A list of bulk strings; it may be empty."""
+    return type(reply) is list and all(type(item) is bytes for item in reply)
+
+
+def is_some_texts(reply: Any) -> bool:
+    """A list of at least one bulk string."""
+    return is_texts(reply) and bool(reply)
+
+
+def is_one_text(reply: Any) -> bool:
+    """A list of one bulk string."""
+    return is_texts(reply) and len(reply) == 1
+
+
+def is_scored(reply: Any) -> bool:
+    """Members and scores: in pairs in RESP3, in a flat list in RESP2."""
+    if is_texts(reply):
+        return len(reply) % 2 == 0
+    return type(reply) is list and all(
+        type(pair) is list and len(pair) == 2 and is_text(pair[0]) and type(pair[1]) is float
+        for pair in reply
+    )
+
+
+def is_snapshot(reply: Any) -> bool:
+    """Nothing, one member, or the fields and values of a hash."""
+    return is_texts(reply) and (len(reply) == 1 or len(reply) % 2 == 0)
+
+
+def is_loaded(reply: Any) -> bool:
+    """What load.lua answers: next sequence, snapshot, page of events."""
+    if type(reply) is not list or len(reply) != 3:
+        return False
+    return is_count(reply[0]) and is_snapshot(reply[1]) and is_some_texts(reply[2])
+
+
+def is_deleted(reply: Any) -> bool:
+    """What delete.lua answers: 'ok' and a number, or 'handlers' and names."""
+    if type(reply) is list and len(reply) == 2 and reply[0] == b"ok":
+        return is_count(reply[1])
+    return is_texts(reply) and len(reply) > 1 and reply[0] == b"handlers"
+
+
+def is_anything(_: Any) -> bool:
+    """Whatever it is: it is looked at elsewhere."""
+    return True
