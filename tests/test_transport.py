@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import shutil
+import socket
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sized
@@ -361,6 +362,40 @@ class TestInStep:
         async with serving(serve) as url, asyncstore.open(url) as store:
             with pytest.raises(asyncstore.UnexpectedReply, match="of another form"):
                 await store.events.append(ORDER, numbered(1), expected=NEW)
+
+    async def test_a_connection_that_is_dying_takes_no_more_requests(
+        self, running: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with asyncstore.open(running.url) as store:
+            wire = store._transport._wire
+            assert wire is not None
+            assert wire._transport is not None
+            wire._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+            done = await asyncio.gather(
+                *(store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(200))
+            )
+            assert sorted(d.first_sequence for d in done) == list(range(200))
+        assert "socket.send() raised exception." not in caplog.text
+
+    async def test_a_strange_greeting_is_no_reason_to_stop_dialling(self) -> None:
+        connections = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            number = connections
+            while data := await reader.read(1 << 20):
+                if b"ZCARD" in data and number == 1:
+                    return  # the connection breaks
+                if b"INFO" in data:
+                    writer.write(b"$19\r\nredis_version:7.2.4\r\n")
+                elif b"HELLO" in data and number == 2:
+                    writer.write(b"*2\r\n*0\r\n:1\r\n")
+                else:
+                    writer.write(b"$1\r\n1\r\n" if b"ZCARD" not in data else b":7\r\n")
+
+        async with serving(serve) as url, asyncstore.open(url, timeout=2) as store:
+            assert await store.events.next_sequence(ORDER) == 7
 
     @pytest.mark.parametrize(
         "answer",
