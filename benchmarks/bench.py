@@ -277,6 +277,7 @@ class Bench:
             command = ("EVALSHA", scripts.LOAD.sha, "2", *keys, "5000")
             return len((await bare.call(command))[2]) - 1
 
+        await client.script_load(scripts.LOAD.source)
         redis_py: Any = client
         (bare,) = [side.wire for side in sides if type(side) is Bare]
         calls = {OURS: ours, REDIS_PY: theirs, "bare socket, nothing decoded": floor}
