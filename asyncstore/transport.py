@@ -302,7 +302,7 @@ class Transport:
         self._lost_identity = self._identity
         again: list[Request] = []
         for request in wire.waiting:
-            if self._loop is None or request.repeat is Repeat.NEVER:
+            if self._loop is None or request.is_hopeless or request.repeat is Repeat.NEVER:
                 self._give_up(request, reason)
             else:
                 again.append(request)

@@ -55,6 +55,7 @@ class Request:
         "command",
         "doubt",
         "is_group",
+        "is_hopeless",
         "mark",
         "name",
         "packet",
@@ -84,6 +85,7 @@ class Request:
         self.source = source  # of the script that the command names by its digest
         self.is_group = is_group
         self.sent = False
+        self.is_hopeless = False  # not to be sent again on another connection
         self.doubt: Exception | None = None
         self.pack()
 
@@ -248,6 +250,8 @@ class Wire(asyncio.Protocol):
             self.abort("what answers there does not speak the protocol of Redis")
             return
         if self._partial > _LARGEST_REPLY:
+            if self.waiting:
+                self.waiting[0].is_hopeless = True  # asking again would bring the same
             self.abort(f"an answer has more than {_LARGEST_REPLY} bytes")
             return
         self._on_reply(self)

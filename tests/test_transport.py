@@ -377,6 +377,32 @@ class TestInStep:
             assert sorted(d.first_sequence for d in done) == list(range(200))
         assert "socket.send() raised exception." not in caplog.text
 
+    async def test_a_reply_beyond_all_bounds_is_given_up(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bound = 1 << 20
+        monkeypatch.setattr("asyncstore.wire._LARGEST_REPLY", bound)
+        sent: list[int] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1 << 20):
+                if b"ZCARD" in data:
+                    writer.write(b"$629145600\r\n")  # 600 MiB are announced
+                    with contextlib.suppress(ConnectionError):
+                        for _ in range(9600):
+                            writer.write(bytes(65536))
+                            sent.append(65536)
+                            await writer.drain()
+                    return
+                # of the handshake, what INFO and the layout have to be
+                is_info = b"INFO" in data
+                writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
+
+        async with serving(serve) as url, asyncstore.open(url, timeout=1) as store:
+            with pytest.raises(StoreUnavailable, match=f"more than {bound} bytes"):
+                await store.events.next_sequence(ORDER)
+        assert 0 < sum(sent) < 16 << 20, "it is asked once, and cut off"
+
     async def test_a_strange_greeting_is_no_reason_to_stop_dialling(self) -> None:
         connections = 0
 
