@@ -30,7 +30,7 @@ def describe() -> dict[str, Any]:
     return {
         "commit": _commit(),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.platform(),
+        "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
