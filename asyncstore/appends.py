@@ -101,7 +101,7 @@ class Appender:
         return reply
 
     def _add(self, place: tuple[str, str], append: Append) -> None:
-        group = self._open.get(place) or _Group(min(FIRST_APPENDS, MOST_APPENDS))
+        group = self._open.get(place) or _Group(FIRST_APPENDS)
         if not group.has_room_for(append):
             group = self._send_at_once(place, group)
         group.add(append)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from asyncstore import scripts
 from asyncstore.appends import MOST_APPENDS
-from benchmarks.sides import KEYS, ScriptSide, Workload, Writer
+from benchmarks.sides import KEYS, Workload, Writer, script_call
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -94,21 +94,11 @@ async def _turn(client: redis.asyncio.Redis, source: str, writers: list[Writer])
 
 def _group(writers: list[Writer]) -> tuple[list[str], list[str | bytes]]:
     """Return the keys and arguments of one call for one append of each writer."""
-    one = _Call()
-    prepared = [one.prepare(append) for writer in writers for append in writer.appends(1)]
+    prepared = [script_call(append) for writer in writers for append in writer.appends(1)]
     shared_keys, shared_arguments = prepared[0][0][:4], prepared[0][1][:3]
     keys = [*shared_keys, *(key for keys, _ in prepared for key in keys[4:])]
     own = [argument for _, arguments in prepared for argument in arguments[3:]]
     return keys, [*shared_arguments, *own]
-
-
-class _Call(ScriptSide):
-    """Prepares calls, and makes none."""
-
-    name = "prepared"
-
-    async def append(self, prepared: Any) -> Any:
-        raise NotImplementedError
 
 
 def table(costs: Costs) -> Table:

@@ -13,6 +13,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +28,7 @@ from asyncstore import Aggregate, Event, Store, codec, scripts
 from asyncstore.keys import Keys
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
 KEYS = Keys("bench:")
 MOST_CONNECTIONS = 600
@@ -141,21 +142,36 @@ class AsyncStore(Side):
         return not reply.duplicate
 
 
+Call = tuple[Sequence[str], Sequence[str | bytes]]
+"""Keys and arguments of the append script."""
+
+
+def script_call(append: Append) -> Call:
+    """Return the call of the store's own append script for one append."""
+    aggregate = append.aggregate
+    keys = (
+        KEYS.commits(),
+        KEYS.roots(aggregate.domain, aggregate.edition),
+        KEYS.editions(aggregate.domain),
+        KEYS.domains(),
+        KEYS.events(aggregate),
+    )
+    members = [part for event in append.events for part in codec.encode_event(event)]
+    counted = (aggregate.root, str(append.expected), str(len(append.events)))
+    return keys, ("", aggregate.domain, aggregate.edition, *counted, *members)
+
+
+def evalsha(append: Append) -> tuple[str | bytes, ...]:
+    """Return the same as one command."""
+    keys, arguments = script_call(append)
+    return ("EVALSHA", scripts.APPEND.sha, str(len(keys)), *keys, *arguments)
+
+
 class ScriptSide(Side):
     """A side that sends the store's own append script, one call an append."""
 
-    def prepare(self, append: Append) -> tuple[Sequence[str], Sequence[str | bytes]]:
-        aggregate = append.aggregate
-        keys = (
-            KEYS.commits(),
-            KEYS.roots(aggregate.domain, aggregate.edition),
-            KEYS.editions(aggregate.domain),
-            KEYS.domains(),
-            KEYS.events(aggregate),
-        )
-        members = [part for event in append.events for part in codec.encode_event(event)]
-        counted = (aggregate.root, str(append.expected), str(len(append.events)))
-        return keys, ("", aggregate.domain, aggregate.edition, *counted, *members)
+    def prepare(self, append: Append) -> Any:
+        return script_call(append)
 
 
 class RedisPy(ScriptSide):
@@ -214,8 +230,7 @@ class Glide(ScriptSide):
         self.client = client
 
     def prepare(self, append: Append) -> Any:
-        keys, arguments = super().prepare(append)
-        return ["EVALSHA", scripts.APPEND.sha, str(len(keys)), *keys, *arguments]
+        return list(evalsha(append))
 
     async def append(self, prepared: Any) -> Any:
         return await self.client.custom_command(prepared)
@@ -230,8 +245,7 @@ class Bare(ScriptSide):
         self.wire = wire
 
     def prepare(self, append: Append) -> Any:
-        keys, arguments = super().prepare(append)
-        return ("EVALSHA", scripts.APPEND.sha, str(len(keys)), *keys, *arguments)
+        return evalsha(append)
 
     async def append(self, prepared: Any) -> Any:
         return await self.wire.call(prepared)

@@ -73,6 +73,11 @@ class Proxy:
         raise ConnectionResetError
 
 
+def handshake_answer(request: bytes) -> bytes:
+    """Return what opens a store: to INFO a version, and to all else the one of the layout."""
+    return b"$19\r\nredis_version:7.2.4\r\n" if b"INFO" in request else b"$1\r\n1\r\n"
+
+
 @asynccontextmanager
 async def serving(
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],

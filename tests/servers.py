@@ -206,6 +206,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def rewrite_member(
+    server: Server, key: str, sequence: int, change: Callable[[bytes], bytes]
+) -> None:
+    """Change the member of a stored event behind the store's back; it keeps its place."""
+    with server.client() as client:
+        (member,) = client.zrange(key, sequence, sequence, byscore=True)
+        client.zrem(key, member)
+        client.zadd(key, {change(member): sequence})
+
+
+def without_end(member: bytes) -> bytes:
+    """Return the member with data that are not JSON any more, and a header that is."""
+    return member[:-1]
+
+
 def sweep(server: Server, prefix: str) -> None:
     """Delete a test's keys: the server may be somebody's own."""
     with server.client() as client:

@@ -39,7 +39,7 @@ from tests import servers
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.proxy import proxy_to, serving
-from tests.servers import RedisServer, Server, redis_server
+from tests.servers import RedisServer, Server, redis_server, rewrite_member, without_end
 
 ORDER = Aggregate("orders", "1")
 VALKEY = str(embedded.find_binary())
@@ -471,10 +471,7 @@ class TestCorruption:
     ) -> None:
         await store.events.append(order, numbered(3), expected=NEW)
         key = Keys(prefix).events(order)
-        with server.client() as client:
-            (member,) = client.zrange(key, 1, 1)
-            client.zrem(key, member)
-            client.zadd(key, {member[:-1]: 1})
+        rewrite_member(server, key, 1, without_end)
         first, broken, last = (await store.load(order)).events
         assert (first.data, last.data) == ({"n": 0}, {"n": 2})
         assert (broken.sequence, broken.type) == (1, "Counted")
@@ -499,10 +496,7 @@ class TestCorruption:
     ) -> None:
         await store.events.append(order, numbered(6), expected=NEW)
         key = Keys(prefix).events(order)
-        with server.client() as client:
-            (member,) = client.zrange(key, 3, 3)
-            client.zrem(key, member)
-            client.zadd(key, {b"[9" + member[2:]: 3})
+        rewrite_member(server, key, 3, lambda member: b"[9" + member[2:])
         with pytest.raises(CorruptEvent, match="another sequence") as caught:
             await store.events.read(order)
         assert caught.value.sequence == 3

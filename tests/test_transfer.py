@@ -25,7 +25,7 @@ from asyncstore.keys import Keys
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.proxy import proxy_to
-from tests.servers import Server, redis_server
+from tests.servers import Server, redis_server, rewrite_member, without_end
 
 
 def line(root: str = "1", **fields: Any) -> dict[str, Any]:
@@ -298,10 +298,7 @@ class TestExport:
         await store.events.append(Aggregate("orders", "1"), numbered(3), expected=NEW)
         lines = await listed(transfer.export_lines(store))
         key = Keys(prefix).events(Aggregate("orders", "1"))
-        with server.client() as client:
-            (member,) = client.zrange(key, 1, 1)
-            client.zrem(key, member)
-            client.zadd(key, {member[:-1]: 1})
+        rewrite_member(server, key, 1, without_end)
         with pytest.raises(asyncstore.CorruptEvent):
             await load(store, lines)
 
@@ -313,9 +310,7 @@ class TestExport:
         with server.client() as client:
             client.zremrangebyscore(key, 2, 2)
             client.zadd(key, {b"garbage": 2})
-            (member,) = client.zrange(key, 4, 4)
-            client.zrem(key, member)
-            client.zadd(key, {member[:-1]: 4})  # only its data are broken
+        rewrite_member(server, key, 4, without_end)
         with pytest.raises(asyncstore.CorruptEvent):
             await listed(transfer.export_lines(store))
         errors: list[asyncstore.CorruptEvent] = []

@@ -7,6 +7,7 @@ import contextlib
 import random
 import shutil
 import socket
+import tracemalloc
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sized
@@ -38,7 +39,7 @@ from asyncstore import (
 from asyncstore.wire import Wire
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
-from tests.proxy import Proxy, proxy_to, serving
+from tests.proxy import Proxy, handshake_answer, proxy_to, serving
 from tests.servers import RedisServer, Server, free_port, redis_server
 
 VALKEY = str(embedded.find_binary())
@@ -260,7 +261,13 @@ class TestInStep:
                 store.events.append(Aggregate("orders", f"{n % 100}"), numbered(1), expected=ANY)
                 for n in range(10_000)
             ]
-            done = await asyncio.gather(*calls)
+            tracemalloc.start()
+            try:
+                done = await asyncio.gather(*calls)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert peak < 64 << 20, "a few KB a caller"
             assert Counter(d.first_sequence for d in done) == dict.fromkeys(range(100), 100)
 
     @pytest.mark.parametrize(
@@ -288,10 +295,8 @@ class TestInStep:
                         groups.append(int(request[2]) - 4)
                         answer = b"*2\r\n$2\r\nok\r\n:0\r\n" * groups[-1]
                         writer.write(b"*%d\r\n%s" % (groups[-1], answer))
-                    elif request[0] == b"INFO":
-                        writer.write(b"$19\r\nredis_version:7.2.4\r\n")
-                    else:  # the version of the layout
-                        writer.write(b"$1\r\n1\r\n")
+                    else:
+                        writer.write(handshake_answer(request[0]))
 
         async with serving(count) as url, asyncstore.open(url) as store:
             await asyncio.gather(
@@ -355,9 +360,8 @@ class TestInStep:
             while data := await reader.read(1 << 20):
                 if b"EVALSHA" in data:
                     writer.write(answer)
-                else:  # of the handshake, what INFO and the layout have to be
-                    is_info = b"INFO" in data
-                    writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
+                else:
+                    writer.write(handshake_answer(data))
 
         async with serving(serve) as url, asyncstore.open(url) as store:
             with pytest.raises(asyncstore.UnexpectedReply, match="of another form"):
@@ -394,9 +398,7 @@ class TestInStep:
                             sent.append(65536)
                             await writer.drain()
                     return
-                # of the handshake, what INFO and the layout have to be
-                is_info = b"INFO" in data
-                writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
+                writer.write(handshake_answer(data))
 
         async with serving(serve) as url, asyncstore.open(url, timeout=1) as store:
             with pytest.raises(StoreUnavailable, match=f"more than {bound} bytes"):
@@ -413,12 +415,10 @@ class TestInStep:
             while data := await reader.read(1 << 20):
                 if b"ZCARD" in data and number == 1:
                     return  # the connection breaks
-                if b"INFO" in data:
-                    writer.write(b"$19\r\nredis_version:7.2.4\r\n")
-                elif b"HELLO" in data and number == 2:
+                if b"HELLO" in data and number == 2:
                     writer.write(b"*2\r\n*0\r\n:1\r\n")
                 else:
-                    writer.write(b"$1\r\n1\r\n" if b"ZCARD" not in data else b":7\r\n")
+                    writer.write(b":7\r\n" if b"ZCARD" in data else handshake_answer(data))
 
         async with serving(serve) as url, asyncstore.open(url, timeout=2) as store:
             assert await store.events.next_sequence(ORDER) == 7
@@ -446,9 +446,8 @@ class TestInStep:
             while data := await reader.read(1 << 20):
                 if strange and b"HELLO" not in data and b"INFO" not in data:
                     writer.write(answer * max(1, data.count(b"EVALSHA")))
-                else:  # of the handshake, what INFO and the layout have to be
-                    is_info = b"INFO" in data
-                    writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
+                else:
+                    writer.write(handshake_answer(data))
 
         async with serving(serve) as url, asyncstore.open(url, timeout=0.3) as store:
             strange = True
@@ -476,9 +475,8 @@ class TestInStep:
                 if asked := data.count(b"ZCARD"):
                     chunks.append(data)
                     writer.write(b":0\r\n" * asked)
-                else:  # of the handshake, what INFO and the layout have to be
-                    is_info = b"INFO" in data
-                    writer.write(b"$19\r\nredis_version:7.2.4\r\n" if is_info else b"$1\r\n1\r\n")
+                else:
+                    writer.write(handshake_answer(data))
 
         async with serving(count) as url, asyncstore.open(url) as store:
             await asyncio.gather(*(store.events.next_sequence(ORDER) for _ in range(100)))
