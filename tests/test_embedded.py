@@ -339,6 +339,19 @@ class TestKeeping:
             await eventually(lambda: is_back(store, 1), "the first store went on")
             await store.events.append(ORDER, numbered(1), expected=1)
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells, and glibc is what is told")
+    @pytest.mark.parametrize("own", [None, "glibc.malloc.tcache_count=9"])
+    async def test_the_allocator_is_tuned_unless_the_user_did(
+        self, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, own: str | None
+    ) -> None:
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        if own:
+            monkeypatch.setenv("GLIBC_TUNABLES", own)
+        async with asyncstore.open(url):
+            environment = Path(f"/proc/{server_pid(tmp_path)}/environ").read_bytes().split(b"\0")
+        wanted = own or "glibc.malloc.tcache_count=512"
+        assert f"GLIBC_TUNABLES={wanted}".encode() in environment
+
     async def test_without_its_keeper_a_store_finds_another(self, tmp_path: Path, url: str) -> None:
         async with asyncstore.open(url) as store:
             await store.events.append(ORDER, numbered(1), expected=NEW)

@@ -28,6 +28,9 @@ local function next_commit()
   return commit
 end
 
+-- Domain and edition are the same for all aggregates: the first new one puts them into the indexes.
+local is_listed = false
+
 -- Returns the sequence in from..to of the event with this id, looked for from the end.
 local function find_event(events, id, from, to)
   local least = math.max(from, to - MOST_LOOKED_AT + 1)
@@ -82,9 +85,10 @@ local function append(events, root, expected, first, last)
   -- these calls fails, the aggregate still has no events, and its next append does them all again.
   -- The events can't fail any more, ZCARD has seen that their key is a sorted set.
   local number = next_commit()
-  if next_sequence == 0 then
+  if next_sequence == 0 and not is_listed then
     redis.call('ZADD', domains, 0, domain)
     redis.call('ZADD', editions, 0, edition)
+    is_listed = true
   end
   redis.call('ZADD', roots, number, root)
   add(events, next_sequence, first, last)
