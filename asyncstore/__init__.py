@@ -2,6 +2,7 @@
 
 from asyncstore.errors import (
     AsyncStoreError,
+    BranchExists,
     ConfigurationError,
     CorruptEvent,
     CorruptPosition,
@@ -10,6 +11,7 @@ from asyncstore.errors import (
     InvalidType,
     InvalidValue,
     OutcomeUnknown,
+    ProtectedEdition,
     SequenceConflict,
     StoreClosed,
     StoreFull,
@@ -18,14 +20,14 @@ from asyncstore.errors import (
     UnsafeServer,
 )
 from asyncstore.events import Events
+from asyncstore.names import MAIN
 from asyncstore.positions import Positions
-from asyncstore.recorded import Loaded, RecordedEvent
+from asyncstore.recorded import EventBook, Loaded, RecordedEvent
 from asyncstore.settings import Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.store import Store, open
 from asyncstore.values import (
     ANY,
-    MAIN,
     NEW,
     Aggregate,
     Appended,
@@ -50,6 +52,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "Aggregate",
     "Event",
     "RecordedEvent",
+    "EventBook",
     "Appended",
     "Loaded",
     "Snapshot",
@@ -61,6 +64,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "NEW",
     # errors
     "AsyncStoreError",
+    "BranchExists",
     "ConfigurationError",
     "CorruptEvent",
     "CorruptPosition",
@@ -69,6 +73,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "InvalidType",
     "InvalidValue",
     "OutcomeUnknown",
+    "ProtectedEdition",
     "SequenceConflict",
     "StoreClosed",
     "StoreFull",

@@ -41,7 +41,7 @@ see the bounds that `make bench` compares, and ARCHITECTURE.md. An append that i
 class Append:
     """One append, and the caller who waits for its reply."""
 
-    key: str
+    keys: list[str]
     arguments: list[Argument]
     events: int
     size: int
@@ -83,14 +83,20 @@ class Appender:
     _open: dict[tuple[str, str], _Group] = field(default_factory=dict)
 
     def send(
-        self, aggregate: Aggregate, expected: str, events: list[bytes], size: int
+        self,
+        aggregate: Aggregate,
+        keys: list[str],
+        about: list[Argument],
+        events: list[bytes],
+        size: int,
     ) -> asyncio.Future[Reply]:
-        """Send an append; the future gets the script's answer for it."""
+        """Send an append; the future gets the script's answer for it.
+
+        `keys` and `about` are what append.lua wants of an aggregate before its events.
+        """
         loop = self._transport.loop()
         reply = loop.create_future()
-        count = len(events) // 2
-        arguments: list[Argument] = [aggregate.root, expected, count, *events]
-        append = Append(self._keys.events(aggregate), arguments, count, size, reply)
+        append = Append(keys, [*about, *events], len(events) // 2, size, reply)
         place = (aggregate.domain, aggregate.edition)
         if not self._open:
             if self._transport.is_idle():
@@ -132,11 +138,11 @@ class Appender:
             self._keys.roots(domain, edition),
             self._keys.editions(domain),
             self._keys.domains(),
-            *(append.key for append in group),
         ]
         mark = ""  # the transport sets it when it sends the group again
-        arguments: list[Argument] = [mark, domain, edition]
+        arguments: list[Argument] = [mark, domain, edition, len(group)]
         for append in group:
+            keys += append.keys
             arguments += append.arguments
         callers = [append.reply for append in group]
         try:

@@ -6,14 +6,15 @@ An event is one member of a sorted set, of two lines:
     {"total":12}
 
 The first line is the header, a JSON array: sequence, time in microseconds since 1970 (UTC), id in
-hexadecimal, type; where there is more to say, a JSON object follows (`metadata`, and
-`"encoding":"bytes"` when the body is not JSON). The rest is the body, as it is. The script writes
+hexadecimal, type; where there is more to say, a JSON object follows (`metadata`; `key`,
+`correlation` and `source` that the append gave; `"encoding":"bytes"` when the body is not JSON).
+The rest is the body, as it is. The script writes
 the sequence and, where the caller gave none, the time: so Python makes only what follows the time,
 and a member is unique by its sequence even when two events are equal. A header can be read without
 its body, and both with redis-cli.
 
-An older snapshot is kept in the same form: `[sequence,time,"retention","encoding"]\n` and the
-state. The newest one is a hash with those names as fields.
+An older snapshot is kept in the same form: `[sequence,time,"retention","encoding",schema]\n` and
+the state. The newest one is a hash with those names as fields.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from asyncstore.errors import InvalidType, InvalidValue
+from asyncstore.errors import InvalidName, InvalidType, InvalidValue
 from asyncstore.names import MAX_SEQUENCE
-from asyncstore.values import Retention, Snapshot
+from asyncstore.values import NO_TRACE, Retention, Snapshot, Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asyncstore.values import Event
+    from asyncstore.values import Event, Trace
 
 LAYOUT: Final = 1
 """The version of the stored form: the keys in `keys` and the values here."""
@@ -47,7 +48,7 @@ _ID_BYTES = 16
 _BYTES = "bytes"
 _JSON = "json"
 _RETENTIONS: Final = {retention.value: retention for retention in Retention}
-_SNAPSHOT_TYPES: Final = [int, int, str, str]
+_SNAPSHOT_TYPES: Final = [int, int, str, str, int]
 
 
 class Undecodable(ValueError):
@@ -70,21 +71,28 @@ def from_microseconds(microseconds: int) -> datetime:
 # Events
 
 
-def encode_event(event: Event) -> tuple[bytes, bytes]:
+def encode_event(event: Event, trace: Trace = NO_TRACE) -> tuple[bytes, bytes]:
     """Return the event's time (empty: the server's) and the part of its member after the time."""
     body, encoding = _encode_body("data", event.data)
     header = orjson.dumps([event.id.hex, event.type])[1:-1]
     time = b"" if event.time is None else b"%d" % to_microseconds(event.time)
-    if event.metadata is None and encoding == _JSON:
+    if event.metadata is None and encoding == _JSON and trace is NO_TRACE:
         return time, b"%b]\n%b" % (header, body)
-    extras = _encode_extras(event.metadata, encoding)
+    extras = _encode_extras(event.metadata, encoding, trace)
     return time, b"%b%b]\n%b" % (header, extras, body)
 
 
-def _encode_extras(metadata: Mapping[str, Any] | None, encoding: str) -> bytes:
+def _encode_extras(metadata: Mapping[str, Any] | None, encoding: str, trace: Trace) -> bytes:
     extras: dict[str, Any] = {}
     if encoding != _JSON:
         extras["encoding"] = encoding
+    if trace.idempotency_key is not None:
+        extras["key"] = trace.idempotency_key
+    if trace.correlation_id is not None:
+        extras["correlation"] = trace.correlation_id
+    if trace.source is not None:
+        source = trace.source
+        extras["source"] = [source.domain, source.root, source.edition, source.sequence]
     if metadata is not None and not isinstance(metadata, Mapping):
         raise InvalidType("metadata", f"a mapping is wanted, not {type(metadata).__name__}")
     if metadata:
@@ -98,6 +106,9 @@ class Extras:
 
     encoding: str = _JSON
     metadata: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+    correlation_id: str | None = None
+    source: Source | None = None
 
 
 _NO_EXTRAS: Final = Extras()
@@ -143,7 +154,19 @@ def _decode_extras(fields: object) -> Extras:
     metadata = fields.get("metadata")
     if not isinstance(metadata, dict | None):
         raise Undecodable("its metadata is not an object")
-    return Extras(encoding, metadata)
+    key, correlation = fields.get("key"), fields.get("correlation")
+    if not (isinstance(key, str | None) and isinstance(correlation, str | None)):
+        raise Undecodable("its key or its correlation id is not a text")
+    return Extras(encoding, metadata, key, correlation, _decode_source(fields.get("source")))
+
+
+def _decode_source(fields: object) -> Source | None:
+    if fields is None:
+        return None
+    try:
+        return Source(*fields)  # type: ignore[misc]
+    except (TypeError, InvalidName, InvalidValue):
+        raise Undecodable("its source is none") from None
 
 
 def _decode_moment(microseconds: int) -> datetime:
@@ -171,13 +194,15 @@ def decode_snapshot(reply: Sequence[bytes]) -> Snapshot | None:
     if len(reply) == 1:
         head, _, state = reply[0].partition(b"\n")
         fields = _decode_json(head)
+        if type(fields) is list and len(fields) == 4:
+            fields.append(0)  # as they were written before they had a schema version
     else:
         named = dict(zip(reply[::2], reply[1::2], strict=True))
         state = named.get(b"state", b"")
         fields = _newest_fields(named)
     if type(fields) is not list or [type(field) for field in fields] != _SNAPSHOT_TYPES:
         raise Undecodable("it does not have the fields of a snapshot")
-    sequence, microseconds, retention, encoding = fields
+    sequence, microseconds, retention, encoding, schema_version = fields
     if not 0 <= sequence <= MAX_SEQUENCE:
         raise Undecodable("its sequence is none")
     if retention not in _RETENTIONS:
@@ -187,6 +212,7 @@ def decode_snapshot(reply: Sequence[bytes]) -> Snapshot | None:
         decode_body(state, encoding),
         _RETENTIONS[retention],
         _decode_moment(microseconds),
+        schema_version,
     )
 
 
@@ -197,6 +223,7 @@ def _newest_fields(named: Mapping[bytes, bytes]) -> list[int | str]:
             int(named[b"time"]),
             named[b"retention"].decode(),
             named[b"encoding"].decode(),
+            int(named.get(b"schema", b"0")),
         ]
     except (KeyError, ValueError):
         raise Undecodable("it does not have the fields of a snapshot") from None

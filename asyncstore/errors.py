@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asyncstore.recorded import RecordedEvent
     from asyncstore.values import Aggregate, Expected
 
 
@@ -100,12 +101,14 @@ class ConfigurationError(AsyncStoreError, ValueError):
 class SequenceConflict(AsyncStoreError):
     """Somebody else appended first; nothing was written.
 
-    `actual` is the sequence that the aggregate's next event will get.
+    `actual` is the sequence that the aggregate's next event will get. `missed` are the events from
+    `expected` on, if the append asked for them, and None if not.
     """
 
     aggregate: Aggregate
     expected: Expected
     actual: int
+    missed: list[RecordedEvent] | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         return (
@@ -113,6 +116,35 @@ class SequenceConflict(AsyncStoreError):
             f"sequence is {self.actual}. Read what is new, decide again, and append with "
             f"expected={self.actual}"
         )
+
+
+@dataclass(eq=False)
+class BranchExists(AsyncStoreError):
+    """The aggregate has left main on this edition already, at the sequence `diverged_at`.
+
+    Nothing was changed. `at` is where it should have diverged.
+    """
+
+    aggregate: Aggregate
+    at: int
+    diverged_at: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.aggregate} can't diverge from main at sequence {self.at}: it has diverged at "
+            f"{self.diverged_at}. Use another edition, or delete the aggregate on this one first"
+        )
+
+
+@dataclass(eq=False)
+class ProtectedEdition(AsyncStoreError, ValueError):
+    """The main edition can't be deleted as a whole, or diverge. Nothing was sent."""
+
+    edition: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"edition {self.edition!r}: {self.why}"
 
 
 @dataclass(eq=False)

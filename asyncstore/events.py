@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+import asyncio
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from asyncstore import codec, forms, scripts
+from asyncstore import codec, forms, keys, scripts
 from asyncstore.errors import (
-    CorruptEvent,
+    BranchExists,
     EventTooLarge,
-    InvalidName,
     InvalidType,
-    InvalidValue,
+    ProtectedEdition,
     SequenceConflict,
 )
-from asyncstore.names import check_name, check_sequence, check_whole_number
-from asyncstore.recorded import Loaded, RecordedEvent
-from asyncstore.snapshots import decode_or_warn
+from asyncstore.names import (
+    MAIN,
+    check_edition,
+    check_id,
+    check_name,
+    check_sequence,
+    check_whole_number,
+)
+from asyncstore.reading import Range, Reader
+from asyncstore.recorded import EventBook, Loaded, RecordedEvent
 from asyncstore.values import (
     ANY,
-    MAIN,
+    NO_TRACE,
     Aggregate,
     Appended,
     Event,
     Expected,
+    Source,
+    Trace,
     check_aggregate,
     check_expected,
-    check_moment,
+    check_source,
+    check_trace,
 )
 
 if TYPE_CHECKING:
@@ -37,10 +47,11 @@ if TYPE_CHECKING:
     from asyncstore.appends import Appender
     from asyncstore.keys import Keys
     from asyncstore.transport import Transport
+    from asyncstore.wire import Argument
 
-_PAGE_EVENTS: Final = 5000  # a page is bounded in bytes too, see page.lua
 _PAGE_NAMES: Final = 1000
-_DELETE_ROUNDS: Final = 100  # handlers are met for the first time only so often
+_DELETE_ROUNDS: Final = 100  # handlers and correlation ids are met for the first time only so often
+_AT_ONCE: Final = 100  # aggregates that are deleted or looked through
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,63 +64,39 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Range:
-    """Which events of an aggregate are wanted, in which order. Checked when it is made."""
-
-    aggregate: Aggregate
-    start: int = 0
-    stop: int | None = None
-    limit: int | None = None
-    reverse: bool = False
-    until: datetime | None = None
-
-    def __post_init__(self) -> None:
-        _check_main(self.aggregate)
-        check_sequence("start", self.start)
-        if self.stop is not None and check_sequence("stop", self.stop) < self.start:
-            raise InvalidValue("stop", f"{self.stop} is before start, {self.start}")
-        if self.limit is not None:
-            check_whole_number("limit", self.limit)
-        if self.until is not None:
-            check_moment("until", self.until)
-
-    def is_empty(self) -> bool:
-        return self.limit == 0 or self.start == self.stop
-
-    def after(self, sequence: int) -> _Range:
-        """Return what is left when everything up to `sequence` has been looked at."""
-        if self.reverse:
-            return replace(self, stop=max(sequence, self.start))
-        return replace(self, start=sequence + 1)
-
-    def arguments(self) -> list[str | int]:
-        """Return the ARGV of read.lua."""
-        return [
-            int(self.start),
-            "+inf" if self.stop is None else f"({int(self.stop)}",
-            _PAGE_EVENTS if self.limit is None else min(int(self.limit), _PAGE_EVENTS),
-            "backwards" if self.reverse else "",
-            "" if self.until is None else codec.to_microseconds(self.until),
-        ]
-
-
-@dataclass(frozen=True, slots=True)
 class Events:
     """The events of a store."""
 
     _transport: Transport
     _keys: Keys
     _appender: Appender
+    _reader: Reader
     _limits: Limits
 
     async def append(
-        self, aggregate: Aggregate, events: Iterable[Event], *, expected: Expected
+        self,
+        aggregate: Aggregate,
+        events: Iterable[Event],
+        *,
+        expected: Expected,
+        idempotency_key: str | None = None,
+        correlation_id: str | None = None,
+        source: Source | None = None,
+        missed: bool = False,
     ) -> Appended:
         """Append events to an aggregate: all of them or none, in one atomic step.
 
         `expected` is the sequence that the first of them must get: NEW for an aggregate without
         events, a number, or ANY. If the aggregate is not there, `SequenceConflict` and nothing is
-        written. An empty list writes nothing and succeeds, whatever is expected.
+        written; with `missed` the error has the events from `expected` on. An empty list writes
+        nothing and succeeds, whatever is expected. The first append to an edition may start
+        anywhere from 0 to the next sequence of main: that is where the edition diverges.
+
+        `idempotency_key` names what is done, in the aggregate and its edition: the second append
+        with a key writes nothing, whatever it brings and expects, and returns the sequences of the
+        first, with `duplicate=True`. `correlation_id` names the business process, for
+        `correlated`; `source` the event that made a saga write these, for `find_source`. All three
+        are stored with each event; an empty text counts as None.
 
         Raises `EventTooLarge` for what the settings forbid, `InvalidType` and `InvalidValue` for
         what can't be stored, before anything is sent; `StoreUnavailable` and `StoreFull` when
@@ -117,24 +104,33 @@ class Events:
         stored once, and their sequences are what is returned. `OutcomeUnknown` if that could not
         be done in time. Events of one aggregate must not share ids for that, with ANY.
         """
-        _check_main(aggregate)
+        check_aggregate(aggregate)
         expected = check_expected(expected)
+        trace = check_trace(idempotency_key, correlation_id, source)
         batch = _check_batch(events)
         if not batch:
             end = await self.next_sequence(aggregate)
             return Appended(end, end - 1)
-        arguments, size = self._encode(batch)
+        encoded, size = self._encode(batch, trace)
         place = "" if expected is ANY else str(expected)
-        reply = await self._appender.send(aggregate, place, arguments, size)
+        about: list[Argument] = [aggregate.root, place, len(batch)]
+        about += _options(trace, missed=missed)
+        where = self._append_keys(aggregate, trace)
+        reply = await self._appender.send(aggregate, where, about, encoded, size)
         parts = self._transport.checked(reply, "append")
-        if type(parts) is list and len(parts) == 2:
-            tag, value = parts
-            if tag == b"ok" and forms.is_count(value) and expected in (ANY, value):
-                return Appended(value, value + len(batch) - 1)
-            if tag == b"conflict" and forms.is_count(value):
-                raise SequenceConflict(aggregate, expected, value)
-            if tag == b"error" and forms.is_text(value):
-                raise self._transport.refused("append", value.decode(errors="replace"))
+        if not forms.is_appended(parts):
+            raise self._transport.misfit("append")
+        tag, value = parts[:2]
+        if tag == b"ok" and expected in (ANY, value):
+            return Appended(value, value + len(batch) - 1)
+        if tag == b"duplicate" and trace.idempotency_key is not None:
+            return Appended(value, value + parts[2] - 1, duplicate=True)
+        if tag == b"conflict" and expected is not ANY:
+            page = parts[2:]
+            new = await self._reader.missed(aggregate, expected, value, page) if page else None
+            raise SequenceConflict(aggregate, expected, value, new)
+        if tag == b"error":
+            raise self._transport.refused("append", value.decode(errors="replace"))
         raise self._transport.misfit("append")
 
     async def read(
@@ -146,17 +142,25 @@ class Events:
         limit: int | None = None,
         reverse: bool = False,
         until: datetime | None = None,
+        diverge_at: int | None = None,
     ) -> list[RecordedEvent]:
         """Return events of an aggregate in the order of their sequences; [] for an unknown one.
 
         `start` is the first sequence, `stop` the one after the last, `limit` the most events to
         return, counted from the end with `reverse`, which also turns the order around. `until`
-        leaves out what happened after that moment. Raises `CorruptEvent` for a member that is not
-        an event, and where an event is missing; data that can't be decoded raise it when they are
-        asked for.
+        leaves out what happened after that moment.
+
+        On another edition than main, the events are those of main before the divergence and the
+        edition's own from there on; each has the aggregate that was asked for. `diverge_at` says
+        where, for an edition that has not diverged: what main has from there on is left out.
+        `BranchExists` if it has diverged elsewhere.
+
+        Raises `CorruptEvent` for a member that is not an event, and where an event is missing;
+        data that can't be decoded raise it when they are asked for.
         """
-        wanted = _Range(aggregate, start, stop, limit, reverse, until)
-        return [event async for page in self._pages(wanted) for event in page]
+        return await self._reader.read(
+            Range(aggregate, start, stop, limit, reverse, until, diverge_at)
+        )
 
     def stream(
         self,
@@ -167,86 +171,179 @@ class Events:
         limit: int | None = None,
         reverse: bool = False,
         until: datetime | None = None,
+        diverge_at: int | None = None,
     ) -> AsyncIterator[RecordedEvent]:
         """Iterate over what `read` returns, page by page: about a megabyte at a time in memory."""
-        return self._stream(_Range(aggregate, start, stop, limit, reverse, until))
+        return self._reader.stream(Range(aggregate, start, stop, limit, reverse, until, diverge_at))
 
     async def next_sequence(self, aggregate: Aggregate) -> int:
-        """Return the sequence that the next event will get: 0 for an unknown aggregate."""
-        _check_main(aggregate)
-        count: int = await self._transport.command(
-            forms.is_count, "ZCARD", self._keys.events(aggregate)
-        )
+        """Return the sequence that the next event will get: 0 for an unknown aggregate.
+
+        That of main on an edition that has not diverged.
+        """
+        where = self._keys.timeline(check_aggregate(aggregate))
+        if aggregate.edition == MAIN:
+            count: int = await self._transport.command(forms.is_count, "ZCARD", *where)
+        else:
+            count = await self._transport.run(scripts.NEXT, where)
         return count
 
-    async def load(self, aggregate: Aggregate) -> Loaded:
+    async def load(self, aggregate: Aggregate, *, schema_version: int | None = None) -> Loaded:
         """Return the newest snapshot, the events after it and the next sequence, as of one moment.
 
+        An edition that has no snapshot of its own takes one that main has from before the
+        divergence. With `schema_version`, a snapshot of another one is passed over, as is one that
+        can't be decoded: a warning is logged, and all events are returned.
+
         One round trip, unless there is more than a megabyte of events, or a snapshot that can't
-        be decoded: a warning is logged then, and all events are read.
+        be decoded.
         """
-        _check_main(aggregate)
-        next_sequence, fields, page = await self._transport.run(
-            scripts.LOAD,
-            [self._keys.events(aggregate), self._keys.snapshots(aggregate)[0]],
-            [_PAGE_EVENTS],
-        )
-        snapshot = decode_or_warn(aggregate, fields)
-        if fields and snapshot is None:
-            return Loaded(None, await self.read(aggregate, stop=next_sequence), next_sequence)
-        start = 0 if snapshot is None else snapshot.sequence + 1
-        if start >= next_sequence:
-            return Loaded(snapshot, [], next_sequence)
-        wanted = _Range(aggregate, start, next_sequence)
-        events, error = await self._decode_page(wanted, page[1:])
-        if error:
-            raise error
-        if page[0]:
-            rest = wanted.after(int(page[0]))
-            events += [event async for more in self._pages(rest) for event in more]
-        return Loaded(snapshot, events, next_sequence)
+        if schema_version is not None:
+            check_whole_number("schema_version", schema_version)
+        return await self._reader.load(aggregate, schema_version)
+
+    async def find_source(self, aggregate: Aggregate, source: Source) -> list[RecordedEvent]:
+        """Return the events that were appended to the aggregate with this source; [] for none.
+
+        Those of its own edition: what an edition shares with main is found on main. One round
+        trip, unless there is more than a megabyte; the rest of the aggregate is not read.
+        """
+        return await self._reader.find(aggregate, keys.claim_of_source(check_source(source)))
+
+    async def find_idempotency_key(self, aggregate: Aggregate, key: str) -> list[RecordedEvent]:
+        """Return the events that were appended to the aggregate with this key; [] for none.
+
+        As `find_source` does.
+        """
+        check_aggregate(aggregate)
+        known = check_id("idempotency_key", key)
+        if known is None:
+            return []
+        return await self._reader.find(aggregate, keys.claim_of_key(known))
+
+    async def correlated(self, correlation_id: str) -> list[EventBook]:
+        """Return the events of all aggregates and editions that were appended with this id.
+
+        One book for each aggregate, in the order of their domains, editions and roots. Events
+        whose append was acknowledged before are never missing. One round trip, and one more for
+        each aggregate that has some, all at once.
+        """
+        known = check_id("correlation_id", correlation_id)
+        if known is None:
+            return []
+        claim = keys.claim_of_correlation(known)
+        books: list[EventBook] = []
+
+        async def look_through(aggregate: Aggregate) -> EventBook:
+            return EventBook(aggregate, await self._reader.find(aggregate, claim))
+
+        async for page in self._pages_of_names(self._keys.correlated(known), _AT_ONCE):
+            named = [keys.find_aggregate(place) for place in page]
+            books += await _all_of(look_through(place) for place in named if place)
+        return [book for book in books if book.events]
+
+    async def branch(self, aggregate: Aggregate, *, at: int) -> None:
+        """Let an aggregate diverge from main on an edition: its next sequence there is `at`.
+
+        Later events of main never show on the edition. An edition also diverges with its first
+        event, if this was not called before. Raises `BranchExists` if it has diverged already,
+        `SequenceConflict` if main has no event before `at`.
+        """
+        check_aggregate(aggregate)
+        if aggregate.edition == MAIN:
+            raise ProtectedEdition(MAIN, "it is the one that others diverge from")
+        at = check_sequence("at", at)
+        where = [
+            self._keys.commits(),
+            *self._index_keys(aggregate),
+            *self._keys.timeline(aggregate),
+            *self._keys.snapshots(aggregate),
+        ]
+        names = [aggregate.domain, aggregate.edition, aggregate.root]
+        outcome, sequence = await self._transport.run(scripts.BRANCH, where, [*names, at])
+        if outcome == b"exists":
+            raise BranchExists(aggregate, at, sequence)
+        if outcome == b"conflict":
+            raise SequenceConflict(aggregate, at, sequence)
 
     async def delete(self, aggregate: Aggregate) -> int:
-        """Erase an aggregate: events, snapshots, positions, index entries, in one atomic step.
+        """Erase an aggregate on its edition, in one atomic step.
 
-        Returns how many events there were; 0 for an unknown one. Its next event gets sequence 0.
+        What goes are its events, snapshots, positions, claims of keys, sources and correlation
+        ids, its divergence, and its entries in all indexes. Returns how many events there were; 0
+        for an unknown one. Its next event gets sequence 0, or on an edition that of main.
+
+        Editions that have diverged from a main history keep their own events, but can't be read
+        any more when it is deleted: delete them, too. The server's backups and its append-only
+        file, until it is rewritten, still have what was deleted.
         """
-        _check_main(aggregate)
-        handlers: list[bytes] = []
+        check_aggregate(aggregate)
+        handlers: list[str] = []
+        correlation_ids: list[str] = []
+        names = [aggregate.domain, aggregate.edition, aggregate.root]
+        own = [
+            self._keys.events(aggregate),
+            *self._keys.snapshots(aggregate),
+            self._keys.handlers(aggregate),
+            self._keys.claims(aggregate),
+            self._keys.divergence(aggregate),
+            *self._index_keys(aggregate),
+            self._keys.attached(aggregate.domain, aggregate.edition),
+        ]
         for _ in range(_DELETE_ROUNDS):
-            names = [name.decode() for name in handlers]
+            positions = [self._keys.position(name, aggregate) for name in handlers]
+            indexes = [self._keys.correlated(name) for name in correlation_ids]
             outcome, *rest = await self._transport.run(
                 scripts.DELETE,
-                [
-                    self._keys.events(aggregate),
-                    *self._keys.snapshots(aggregate),
-                    self._keys.handlers(aggregate),
-                    *self._index_keys(aggregate),
-                    *(self._keys.position(name, aggregate) for name in names),
-                ],
-                [aggregate.domain, aggregate.edition, aggregate.root, *names],
+                [*own, *positions, *indexes],
+                [*names, len(handlers), *handlers, *correlation_ids],
             )
             if outcome == b"ok":
                 return int(rest[0])
-            handlers = rest
+            handlers, correlation_ids = ([name.decode() for name in names] for names in rest)
         raise self._transport.misfit("delete")
 
+    async def delete_edition(self, domain: str, edition: str) -> int:
+        """Erase all aggregates of a domain on an edition; main is refused: `ProtectedEdition`.
+
+        Returns how many events there were. Each aggregate goes in one atomic step, as with
+        `delete`, but not all of them at once: other calls are served in between, and what they
+        write to the edition meanwhile may stay. If it is cut off, call it again.
+        """
+        check_name("domain", domain)
+        if check_edition(edition) == MAIN:
+            raise ProtectedEdition(MAIN, "it can't be deleted; delete its aggregates one by one")
+        count = 0
+        for names in (
+            self._pages_of_roots(self._keys.roots(domain, edition), _AT_ONCE),
+            self._pages_of_names(self._keys.attached(domain, edition), _AT_ONCE),
+        ):
+            async for page in names:
+                places = [Aggregate(domain, root, edition) for root in page]
+                count += sum(await _all_of(self.delete(place) for place in places))
+        return count
+
     def domains(self) -> AsyncIterator[str]:
-        """Iterate over the domains that have events, in alphabetical order."""
-        return self._names(self._keys.domains())
+        """Iterate over the domains that have events or a branch, in alphabetical order."""
+        return _flat(self._pages_of_names(self._keys.domains()))
 
     def editions(self, domain: str) -> AsyncIterator[str]:
-        """Iterate over the editions of a domain that have events, in alphabetical order."""
-        return self._names(self._keys.editions(check_name("domain", domain)))
+        """Iterate over the editions of a domain that have events of their own, or a branch.
+
+        In alphabetical order.
+        """
+        key = self._keys.editions(check_name("domain", domain))
+        return _flat(self._pages_of_names(key))
 
     def roots(self, domain: str, *, edition: str = MAIN) -> AsyncIterator[str]:
         """Iterate over the roots of a domain, each once, least recently appended to first.
 
-        A root that is there from beginning to end is never missed, also while others write. The
-        names that were given out are remembered until the end of the iteration.
+        On another edition than main, those that have diverged there. A root that is there from
+        beginning to end is never missed, also while others write. The names that were given out
+        are remembered until the end of the iteration.
         """
-        check_name("edition", edition)
-        return self._roots(self._keys.roots(check_name("domain", domain), edition))
+        key = self._keys.roots(check_name("domain", domain), check_edition(edition))
+        return _flat(self._pages_of_roots(key))
 
     # Writing
 
@@ -257,14 +354,25 @@ class Events:
             self._keys.domains(),
         ]
 
-    def _encode(self, batch: list[Event]) -> tuple[list[bytes], int]:
+    def _append_keys(self, aggregate: Aggregate, trace: Trace) -> list[str]:
+        """Return the keys that append.lua has for one aggregate."""
+        where = self._keys.timeline(aggregate)
+        if aggregate.edition != MAIN:
+            where += self._keys.snapshots(aggregate)
+        if trace is not NO_TRACE:
+            where.append(self._keys.claims(aggregate))
+            if trace.correlation_id is not None:
+                where.append(self._keys.correlated(trace.correlation_id))
+        return where
+
+    def _encode(self, batch: list[Event], trace: Trace) -> tuple[list[bytes], int]:
         """Return two arguments of the script for each event, and their size in bytes."""
         if len(batch) > self._limits.max_append_events:
             raise EventTooLarge("max_append_events", self._limits.max_append_events, len(batch))
         arguments: list[bytes] = []
         total = 0
         for index, event in enumerate(batch):
-            time, member = codec.encode_event(event)
+            time, member = codec.encode_event(event, trace)
             if len(member) > self._limits.max_event_bytes:
                 limit = self._limits.max_event_bytes
                 raise EventTooLarge("max_event_bytes", limit, len(member), index)
@@ -274,110 +382,56 @@ class Events:
             raise EventTooLarge("max_append_bytes", self._limits.max_append_bytes, total)
         return arguments, total
 
-    # Reading
-
-    async def _pages(self, wanted: _Range) -> AsyncIterator[list[RecordedEvent]]:
-        while not wanted.is_empty():
-            keys = [self._keys.events(wanted.aggregate)]
-            looked_at, *members = await self._transport.run(scripts.READ, keys, wanted.arguments())
-            events, error = await self._decode_page(wanted, members)
-            yield events
-            if error:
-                raise error
-            if not looked_at:
-                return
-            wanted = wanted.after(int(looked_at))
-            if wanted.limit is not None:
-                wanted = replace(wanted, limit=wanted.limit - len(events))
-
-    async def _stream(self, wanted: _Range) -> AsyncIterator[RecordedEvent]:
-        async for page in self._pages(wanted):
-            for event in page:
-                yield event
-
-    async def _decode_page(
-        self, wanted: _Range, members: list[bytes]
-    ) -> tuple[list[RecordedEvent], CorruptEvent | None]:
-        """Return the events, or those before one that can't be read, and what is wrong with it."""
-        events: list[RecordedEvent] = []
-        key = self._keys.events(wanted.aggregate)
-        place = None if wanted.reverse else wanted.start
-        for member in members:
-            try:
-                event = RecordedEvent.of_member(wanted.aggregate, key, member)
-            except codec.Undecodable as error:
-                return events, await self._corrupt(wanted, member, str(error))
-            if wanted.until is not None:
-                # The script compares doubles; here it is exact.
-                if event.time <= wanted.until:
-                    events.append(event)
-                continue
-            if place is not None and event.sequence != place:
-                return events, await self._misplaced(wanted, member, place)
-            place = event.sequence + (-1 if wanted.reverse else 1)
-            events.append(event)
-        return events, None
-
-    async def _corrupt(self, wanted: _Range, member: bytes, why: str) -> CorruptEvent:
-        score = await self._score(wanted, member)
-        sequence = wanted.start if score is None else score
-        return CorruptEvent(self._keys.events(wanted.aggregate), sequence, why)
-
-    async def _misplaced(self, wanted: _Range, member: bytes, place: int) -> CorruptEvent:
-        is_there = await self._score(wanted, member) == place
-        why = "its header names another sequence" if is_there else "the event is missing"
-        return CorruptEvent(self._keys.events(wanted.aggregate), place, why)
-
-    async def _score(self, wanted: _Range, member: bytes) -> int | None:
-        """Return where a member stands; None if it is gone meanwhile."""
-        key = self._keys.events(wanted.aggregate)
-        score = await self._transport.command(forms.is_score, "ZSCORE", key, member)
-        if score is None:
-            return None
-        place = float(score)  # text in RESP2, a float in RESP3
-        return int(place) if place.is_integer() and place >= 0 else None
-
     # Listing
 
-    async def _names(self, key: str) -> AsyncIterator[str]:
+    async def _pages_of_names(self, key: str, most: int = _PAGE_NAMES) -> AsyncIterator[list[str]]:
         start = b"-"
         while True:
             page: list[bytes] = await self._transport.command(
-                forms.is_texts, "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, _PAGE_NAMES
+                forms.is_texts, "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, most
             )
-            for name in page:
-                yield name.decode()
-            if len(page) < _PAGE_NAMES:
+            yield [name.decode() for name in page]
+            if len(page) < most:
                 return
             start = b"(" + page[-1]
 
-    async def _roots(self, key: str) -> AsyncIterator[str]:
+    async def _pages_of_roots(self, key: str, most: int = _PAGE_NAMES) -> AsyncIterator[list[str]]:
         # An append moves its root to the end of the index. So a root may come by again, but it
         # can't slip past: what is before the place we have come to was given out.
         given: set[bytes] = set()
         start = b"-inf"
+        by = ("BYSCORE", "LIMIT", 0, most, "WITHSCORES")
         while True:
-            page = _pairs(
-                await self._transport.command(
-                    forms.is_scored,
-                    "ZRANGE",
-                    key,
-                    start,
-                    "+inf",
-                    "BYSCORE",
-                    "LIMIT",
-                    0,
-                    _PAGE_NAMES,
-                    "WITHSCORES",
-                )
+            reply = await self._transport.command(
+                forms.is_scored, "ZRANGE", key, start, "+inf", *by
             )
-            for root, _ in page:
-                if root not in given:
-                    given.add(root)
-                    yield root.decode()
-            if len(page) < _PAGE_NAMES:
+            page = _pairs(reply)
+            new = [root for root, _ in page if root not in given]
+            given.update(new)
+            yield [root.decode() for root in new]
+            if len(page) < most:
                 return
             start = b"(%d" % int(float(page[-1][1]))
+
+
+T = TypeVar("T")
+
+
+async def _flat(pages: AsyncIterator[list[str]]) -> AsyncIterator[str]:
+    async for page in pages:
+        for name in page:
+            yield name
+
+
+async def _all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Make calls at the same time. If one fails, the others are cancelled, and its error raised."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _pairs(reply: list[Any]) -> list[tuple[bytes, bytes | float]]:
@@ -387,10 +441,19 @@ def _pairs(reply: list[Any]) -> list[tuple[bytes, bytes | float]]:
     return list(zip(reply[::2], reply[1::2], strict=True))
 
 
-def _check_main(aggregate: Aggregate) -> None:
-    if check_aggregate(aggregate).edition != MAIN:
-        why = f"this version keeps events on the edition {MAIN!r} only"
-        raise InvalidName("edition", aggregate.edition, why)
+def _options(trace: Trace, *, missed: bool) -> list[Argument]:
+    """Return the options of append.lua, and a text for each of its claims."""
+    if trace is NO_TRACE:
+        return ["m" if missed else ""]
+    letters = ""
+    texts: list[str] = []
+    if trace.idempotency_key is not None:
+        letters, texts = letters + "k", [*texts, keys.claim_of_key(trace.idempotency_key)]
+    if trace.source is not None:
+        letters, texts = letters + "s", [*texts, keys.claim_of_source(trace.source)]
+    if trace.correlation_id is not None:
+        letters, texts = letters + "c", [*texts, keys.claim_of_correlation(trace.correlation_id)]
+    return [letters + ("m" if missed else ""), *texts]
 
 
 def _check_batch(events: Iterable[Event]) -> list[Event]:

@@ -33,9 +33,32 @@ def is_texts(reply: Any) -> bool:
     return type(reply) is list and all(type(item) is bytes for item in reply)
 
 
-def is_some_texts(reply: Any) -> bool:
-    """A list of at least one bulk string."""
-    return is_texts(reply) and bool(reply)
+def is_appended(reply: Any) -> bool:
+    """What append.lua answers for one aggregate: a tag, and what belongs to it."""
+    if type(reply) is not list or len(reply) < 2:
+        return False
+    tag, value, *rest = reply
+    if tag == b"ok":
+        return is_count(value) and not rest
+    if tag == b"conflict":
+        return is_count(value) and (not rest or is_page(rest))
+    if tag == b"duplicate":
+        return is_count(value) and len(rest) == 1 and is_count(rest[0]) and rest[0] > 0
+    return bool(tag == b"error" and is_text(value) and not rest)
+
+
+def is_page(reply: Any) -> bool:
+    """A list of bulk strings: where to go on, where the timeline has diverged, members."""
+    return is_texts(reply) and len(reply) > 1 and all(map(_is_place, reply[:2]))
+
+
+def is_found(reply: Any) -> bool:
+    """A list of bulk strings: where to go on, members."""
+    return is_texts(reply) and bool(reply) and _is_place(reply[0])
+
+
+def _is_place(text: bytes) -> bool:
+    return not text or text.isdigit()
 
 
 def is_one_text(reply: Any) -> bool:
@@ -59,17 +82,27 @@ def is_snapshot(reply: Any) -> bool:
 
 
 def is_loaded(reply: Any) -> bool:
-    """What load.lua answers: next sequence, snapshot, page of events."""
-    if type(reply) is not list or len(reply) != 3:
+    """What load.lua answers: next sequence, snapshot, start of the page, page of events."""
+    if type(reply) is not list or len(reply) != 4:
         return False
-    return is_count(reply[0]) and is_snapshot(reply[1]) and is_some_texts(reply[2])
+    next_sequence, snapshot, start, page = reply
+    return is_count(next_sequence) and is_snapshot(snapshot) and is_count(start) and is_page(page)
+
+
+def is_branched(reply: Any) -> bool:
+    """What branch.lua answers: a tag and a sequence."""
+    if type(reply) is not list or len(reply) != 2:
+        return False
+    return reply[0] in (b"ok", b"exists", b"conflict") and is_count(reply[1])
 
 
 def is_deleted(reply: Any) -> bool:
-    """What delete.lua answers: 'ok' and a number, or 'handlers' and names."""
-    if type(reply) is list and len(reply) == 2 and reply[0] == b"ok":
-        return is_count(reply[1])
-    return is_texts(reply) and len(reply) > 1 and reply[0] == b"handlers"
+    """What delete.lua answers: 'ok' and a number, or 'more' and two lists of names."""
+    if type(reply) is not list or len(reply) < 2:
+        return False
+    if reply[0] == b"ok":
+        return len(reply) == 2 and is_count(reply[1])
+    return reply[0] == b"more" and len(reply) == 3 and is_texts(reply[1]) and is_texts(reply[2])
 
 
 def is_anything(_: Any) -> bool:

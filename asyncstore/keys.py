@@ -10,9 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from asyncstore.values import Aggregate, check_aggregate
+from asyncstore.names import MAIN
+from asyncstore.values import Aggregate, Source, check_aggregate
 
 _TAG: Final = "{all}"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The keys that hold the events of a timeline: before `diverges_at` it is that of `main`."""
+
+    events: str
+    main: str = ""
+    diverges_at: int = 0
+
+    def key_at(self, sequence: int) -> str:
+        """Return the key of the event with this sequence."""
+        return self.main if sequence < self.diverges_at else self.events
+
+    def all(self) -> list[str]:
+        """Return the keys that there are."""
+        return [self.events, self.main] if self.main else [self.events]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,30 @@ class Keys:
             f"{self.prefix}snapshots-recent:{place}",
         )
 
+    def divergence(self, aggregate: Aggregate) -> str:
+        """String: the sequence at which an edition has left main."""
+        return f"{self.prefix}divergence:{_place(aggregate)}"
+
+    def claims(self, aggregate: Aggregate) -> str:
+        """Sorted set, all scores 0: which events have which key, source and correlation id.
+
+        For the form of a member see claims.lua; what it claims is one of `claim_of_…`.
+        """
+        return f"{self.prefix}claims:{_place(aggregate)}"
+
+    def places(self, aggregate: Aggregate, diverges_at: int) -> Places:
+        """Return where the events of a timeline are that diverges there."""
+        if aggregate.edition == MAIN:
+            return Places(self.events(aggregate))
+        return Places(self.events(aggregate), self.events(aggregate.on(MAIN)), diverges_at)
+
+    def timeline(self, aggregate: Aggregate) -> list[str]:
+        """Return what it takes to read the timeline of an aggregate; one key on main."""
+        if aggregate.edition == MAIN:
+            return [self.events(aggregate)]
+        main = self.events(aggregate.on(MAIN))
+        return [self.events(aggregate), self.divergence(aggregate), main]
+
     def roots(self, domain: str, edition: str) -> str:
         """Sorted set: score = the commit number of the root's last append, member = root."""
         return f"{self.prefix}roots:{domain}:{edition}:{_TAG}"
@@ -57,13 +99,51 @@ class Keys:
         """Sorted set, all scores 0: the domains that have an edition."""
         return f"{self.prefix}domains:{_TAG}"
 
+    def attached(self, domain: str, edition: str) -> str:
+        """Sorted set, all scores 0: roots that may have a position or snapshot on an edition.
+
+        So that deleting the edition finds those that have no events there.
+        """
+        return f"{self.prefix}attached:{domain}:{edition}:{_TAG}"
+
+    def correlated(self, correlation_id: str) -> str:
+        """Sorted set, all scores 0: where the id has claims, as `{domain}:{edition}:{root}`.
+
+        It may name too much, never too little.
+        """
+        return f"{self.prefix}correlated:{{{correlation_id}}}"
+
     def commits(self) -> str:
-        """String: how many appends there have been; numbers them."""
+        """String: the number of the last commit, and its time in microseconds."""
         return f"{self.prefix}commits:{_TAG}"
 
     def layout(self) -> str:
         """String: the version of all this. See `codec.LAYOUT`."""
         return f"{self.prefix}layout:{_TAG}"
+
+
+def find_aggregate(place: str) -> Aggregate | None:
+    """Return the aggregate that a member of `correlated` names, or None if it names none."""
+    try:
+        domain, edition, root = place.split(":", 2)
+        return Aggregate(domain, root, edition)
+    except ValueError:  # InvalidName is one
+        return None
+
+
+def claim_of_key(idempotency_key: str) -> str:
+    """Return what an append with the key claims."""
+    return f"key:{idempotency_key}"
+
+
+def claim_of_source(source: Source) -> str:
+    """Return what an append with the source claims."""
+    return f"source:{source.domain}:{source.edition}:{source.sequence}:{source.root}"
+
+
+def claim_of_correlation(correlation_id: str) -> str:
+    """Return what an append with the correlation id claims."""
+    return f"correlation:{correlation_id}"
 
 
 def _place(aggregate: Aggregate) -> str:

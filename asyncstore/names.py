@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Final
 
 from asyncstore.errors import InvalidName, InvalidType, InvalidValue
 
+MAIN: Final = "main"
+"""The edition that everything happens on unless told otherwise; the others diverge from it."""
 MAX_NAME = 128  # characters
 MAX_ROOT = 512  # bytes of UTF-8
+MAX_ID = 512  # bytes of UTF-8
 MAX_SEQUENCE = 2**53 - 1
 """The largest sequence: scores of a sorted set are doubles, exact up to here."""
 
@@ -41,18 +45,51 @@ def check_root(value: str) -> str:
     _check_is_str("root", value)
     if not value:
         raise InvalidName("root", value, "it is empty")
+    if "{" in value or "}" in value:
+        raise InvalidName("root", value, "braces are kept for the cluster's hash tag")
+    why = _why_no_line(value, MAX_ROOT)
+    if why:
+        shown = value if len(value) <= 40 else value[:40] + "…"
+        raise InvalidName("root", shown, why)
+    return str.__str__(value)
+
+
+def check_edition(value: str) -> str:
+    """Return `value` if it can name an edition. The main timeline has one spelling."""
+    if value is MAIN:
+        return MAIN
+    edition = check_name("edition", value)
+    if edition != MAIN and edition.lower() == MAIN:
+        raise InvalidName("edition", edition, f"the main timeline is spelled {MAIN!r}")
+    return edition
+
+
+def check_id(argument: str, value: str | None) -> str | None:
+    """Return `value` if it can be an idempotency key or a correlation id; empty means None.
+
+    Its text is not in the errors: it may be a secret.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidType(argument, f"a str is wanted, not {type(value).__name__}")
+    why = _why_no_line(value, MAX_ID)
+    if why:
+        raise InvalidValue(argument, why)
+    return str.__str__(value) or None
+
+
+def _why_no_line(value: str, most: int) -> str:
+    """Return why a text is not a line of at most that many bytes; empty if it is."""
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise InvalidName("root", value, "it has a lone surrogate, which is not a text") from None
-    if size > MAX_ROOT:
-        shown = value[:40] + "…"
-        raise InvalidName("root", shown, f"it has {size} bytes of UTF-8, {MAX_ROOT} are allowed")
-    if "{" in value or "}" in value:
-        raise InvalidName("root", value, "braces are kept for the cluster's hash tag")
+        return "it has a lone surrogate, which is not a text"
+    if size > most:
+        return f"it has {size} bytes of UTF-8, {most} are allowed"
     if not value.isprintable() and any(unicodedata.category(char) == "Cc" for char in value):
-        raise InvalidName("root", value, "it has a control character")
-    return str.__str__(value)
+        return "it has a control character"
+    return ""
 
 
 def check_sequence(argument: str, value: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from asyncstore import forms, scripts
 from asyncstore.errors import CorruptPosition
-from asyncstore.names import check_name, check_sequence
+from asyncstore.names import MAIN, check_name, check_sequence
 
 if TYPE_CHECKING:
     from asyncstore.keys import Keys
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """The positions of a store. A position is the last sequence that a handler has processed."""
+    """The positions of a store. A position is the last sequence that a handler has processed.
+
+    Each edition has its own. One that was put while an edition still read as main, and further
+    than where it then diverged, counts as standing right before that.
+    """
 
     _transport: Transport
     _keys: Keys
@@ -26,7 +30,12 @@ class Positions:
         """Return the position, or None where the handler has none. 0 is a position."""
         handler = check_name("handler", handler)
         key = self._keys.position(handler, aggregate)
-        value: bytes | None = await self._transport.command(forms.is_text_or_nil, "GET", key)
+        value: bytes | None
+        if aggregate.edition == MAIN:
+            value = await self._transport.command(forms.is_text_or_nil, "GET", key)
+        else:
+            keys = [key, self._keys.divergence(aggregate)]
+            value = await self._transport.run(scripts.GET_POSITION, keys)
         if value is None:
             return None
         if not value.isdigit():
@@ -45,9 +54,11 @@ class Positions:
         handler = check_name("handler", handler)
         position = self._keys.position(handler, aggregate)
         sequence = check_sequence("sequence", sequence)
+        keys = [position, self._keys.handlers(aggregate)]
+        if aggregate.edition != MAIN:
+            attached = self._keys.attached(aggregate.domain, aggregate.edition)
+            keys += [self._keys.divergence(aggregate), attached]
         (outcome,) = await self._transport.run(
-            scripts.PUT_POSITION,
-            [position, self._keys.handlers(aggregate)],
-            [handler, sequence, direction],
+            scripts.PUT_POSITION, keys, [handler, sequence, direction, aggregate.root]
         )
         return bool(outcome == b"ok")

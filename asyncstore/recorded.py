@@ -8,13 +8,12 @@ from uuid import UUID
 
 from asyncstore import codec
 from asyncstore.errors import CorruptEvent
+from asyncstore.keys import Places
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from asyncstore.values import Aggregate, Snapshot, Source
-
-_EMPTY = codec.Extras()
 
 
 class RecordedEvent:
@@ -32,15 +31,12 @@ class RecordedEvent:
     __slots__ = (
         "_aggregate",
         "_body",
-        "_correlation_id",
         "_data",
         "_extras",
         "_id",
-        "_idempotency_key",
-        "_key",
         "_metadata",
+        "_places",
         "_sequence",
-        "_source",
         "_time",
         "_type",
     )
@@ -69,16 +65,15 @@ class RecordedEvent:
         self._metadata: dict[str, Any] | None = metadata
         self._id = id
         self._time = time
-        self._correlation_id = correlation_id
-        self._source = source
-        self._idempotency_key = idempotency_key
-        self._key = ""
+        self._places = Places("")
         self._body: bytes | None = None
-        self._extras = _EMPTY
+        self._extras = codec.Extras(
+            idempotency_key=idempotency_key, correlation_id=correlation_id, source=source
+        )
 
     @classmethod
-    def of_member(cls, aggregate: Aggregate, key: str, member: bytes) -> Self:
-        """Return the event that a member of the sorted set `key` holds, its data not decoded yet.
+    def of_member(cls, aggregate: Aggregate, places: Places, member: bytes) -> Self:
+        """Return the event that a member of a sorted set holds, its data not decoded yet.
 
         Raises `codec.Undecodable` where the header can't be decoded.
         """
@@ -87,11 +82,8 @@ class RecordedEvent:
             codec.decode_member(member)
         )
         event._aggregate = aggregate
-        event._key = key
+        event._places = places
         event._metadata = None
-        event._correlation_id = None
-        event._source = None
-        event._idempotency_key = None
         return event
 
     @property
@@ -117,7 +109,8 @@ class RecordedEvent:
             try:
                 self._data = codec.decode_body(body, self._extras.encoding)
             except codec.Undecodable as error:
-                raise CorruptEvent(self._key, self._sequence, str(error)) from None
+                key = self._places.key_at(self._sequence)
+                raise CorruptEvent(key, self._sequence, str(error)) from None
             self._body = None
         return self._data
 
@@ -145,17 +138,17 @@ class RecordedEvent:
     @property
     def correlation_id(self) -> str | None:
         """The business process that the append named."""
-        return self._correlation_id
+        return self._extras.correlation_id
 
     @property
     def source(self) -> Source | None:
         """The event that made a saga write this one."""
-        return self._source
+        return self._extras.source
 
     @property
     def idempotency_key(self) -> str | None:
         """The key under which the append is stored once."""
-        return self._idempotency_key
+        return self._extras.idempotency_key
 
     def _fields(self) -> dict[str, Any]:
         """Return everything but the data, which may be impossible to decode."""
@@ -208,3 +201,11 @@ class Loaded:
     snapshot: Snapshot | None
     events: list[RecordedEvent]
     next_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventBook:
+    """Events of one aggregate, in the order of their sequences; not always all of them."""
+
+    aggregate: Aggregate
+    events: list[RecordedEvent]

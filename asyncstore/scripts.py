@@ -55,9 +55,13 @@ def _read(file_name: str) -> str:
 
 
 APPEND = load("append", forms.is_anything, mark=0)  # a group's parts are looked at one by one
-READ = load("read", forms.is_some_texts)
+READ = load("read", forms.is_page)
+NEXT = load("next", forms.is_count)
 LOAD = load("load", forms.is_loaded)
+FIND = load("find", forms.is_found)
+BRANCH = load("branch", forms.is_branched)
 DELETE = load("delete", forms.is_deleted)
+GET_POSITION = load("get_position", forms.is_text_or_nil)
 PUT_POSITION = load("put_position", forms.is_one_text)
 PUT_SNAPSHOT = load("put_snapshot", forms.is_one_text)
 GET_SNAPSHOT = load("get_snapshot", forms.is_snapshot)
@@ -67,8 +71,12 @@ OPEN = load("open", forms.is_one_text)
 ALL = (
     APPEND,
     READ,
+    NEXT,
     LOAD,
+    FIND,
+    BRANCH,
     DELETE,
+    GET_POSITION,
     PUT_POSITION,
     PUT_SNAPSHOT,
     GET_SNAPSHOT,

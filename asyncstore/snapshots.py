@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncstore import codec, scripts
 from asyncstore.errors import InvalidType
-from asyncstore.names import check_sequence
+from asyncstore.names import MAIN, check_sequence, check_whole_number
 from asyncstore.values import Retention, Snapshot
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Snapshots:
-    """The snapshots of a store."""
+    """The snapshots of a store.
+
+    Each edition has its own. Those that were put while an edition still read as main go when it
+    diverges, as far as they are not from before that. `Store.load` uses those of main, too.
+    """
 
     _transport: Transport
     _keys: Keys
@@ -47,31 +51,47 @@ class Snapshots:
         sequence: int,
         state: Any,
         retention: Retention = Retention.DEFAULT,
+        schema_version: int = 0,
     ) -> None:
         """Keep the state that the aggregate had when `sequence` was its last event.
 
         `state` is anything JSON, or bytes. A snapshot of the same sequence is replaced; an older
-        one than the newest never becomes the newest. `retention` says how long it stays.
+        one than the newest never becomes the newest. `retention` says how long it stays. Give the
+        form of `state` another `schema_version` when it changes, and `Store.load` and `Store.fold`
+        the one they can use: they pass over snapshots of another one.
         """
         sequence = check_sequence("sequence", sequence)
         if not isinstance(retention, Retention):
             raise InvalidType("retention", f"a Retention, not {type(retention).__name__}")
+        schema = check_whole_number("schema_version", schema_version)
         body, encoding = codec.encode_state(state)
-        await self._transport.run(
-            scripts.PUT_SNAPSHOT,
-            self._keys.snapshots(aggregate),
-            [sequence, retention.value, encoding, body, OLDER_DEFAULTS_STAY],
-        )
+        keys = [*self._keys.snapshots(aggregate)]
+        if aggregate.edition != MAIN:
+            keys.append(self._keys.attached(aggregate.domain, aggregate.edition))
+        about = [sequence, retention.value, encoding, schema]
+        arguments = [*about, body, OLDER_DEFAULTS_STAY, aggregate.root]
+        await self._transport.run(scripts.PUT_SNAPSHOT, keys, arguments)
 
     async def delete(self, aggregate: Aggregate) -> None:
         """Delete all snapshots of the aggregate; fine where there are none."""
         await self._transport.run(scripts.DELETE_SNAPSHOTS, self._keys.snapshots(aggregate))
 
 
-def decode_or_warn(aggregate: Aggregate, reply: list[bytes]) -> Snapshot | None:
-    """Return the snapshot of a script's reply; None, and a warning, if it can't be decoded."""
+def decode_or_warn(
+    aggregate: Aggregate, reply: list[bytes], schema_version: int | None = None
+) -> Snapshot | None:
+    """Return the snapshot of a script's reply; None, and a warning, if it can't be used."""
     try:
-        return codec.decode_snapshot(reply)
+        snapshot = codec.decode_snapshot(reply)
     except codec.Undecodable as error:
         _log.warning("the snapshot of %s is passed over: %s", aggregate, error)
         return None
+    if snapshot is None or schema_version in (None, snapshot.schema_version):
+        return snapshot
+    _log.warning(
+        "the snapshot of %s is passed over: its schema version is %d, and %d is wanted",
+        aggregate,
+        snapshot.schema_version,
+        schema_version,
+    )
+    return None

@@ -17,6 +17,7 @@ from asyncstore.errors import (
 from asyncstore.events import Events, Limits
 from asyncstore.keys import Keys
 from asyncstore.positions import Positions
+from asyncstore.reading import Reader
 from asyncstore.settings import EMBEDDED, Options, Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.transport import Transport
@@ -80,7 +81,8 @@ class Store:
             settings.max_event_bytes, settings.max_append_bytes, settings.max_append_events
         )
         appender = Appender(self._transport, self._keys)
-        self.events = Events(self._transport, self._keys, appender, limits)
+        reader = Reader(self._transport, self._keys)
+        self.events = Events(self._transport, self._keys, appender, reader, limits)
         self.positions = Positions(self._transport, self._keys)
         self.snapshots = Snapshots(self._transport, self._keys)
 

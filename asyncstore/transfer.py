@@ -27,8 +27,8 @@ from asyncstore.errors import (
     OutcomeUnknown,
     SequenceConflict,
 )
-from asyncstore.names import check_sequence
-from asyncstore.values import ANY, MAIN, Aggregate, Event
+from asyncstore.names import MAIN, check_sequence
+from asyncstore.values import ANY, Aggregate, Event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator

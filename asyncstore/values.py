@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
 from asyncstore.errors import InvalidType, InvalidValue
-from asyncstore.names import check_name, check_root, check_sequence
+from asyncstore.names import MAIN, check_edition, check_id, check_name, check_root, check_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-MAIN: Final = "main"
-"""The edition that everything happens on unless told otherwise."""
 
 
 class AnySequence(enum.Enum):
@@ -57,7 +54,7 @@ class Aggregate:
         object.__setattr__(self, "domain", check_name("domain", domain))
         text = str(root) if isinstance(root, UUID) else root
         object.__setattr__(self, "root", check_root(text))
-        object.__setattr__(self, "edition", check_name("edition", edition))
+        object.__setattr__(self, "edition", check_edition(edition))
 
     def on(self, edition: str) -> Aggregate:
         """Return the same aggregate on another timeline."""
@@ -141,14 +138,55 @@ def check_moment(argument: str, value: datetime) -> datetime:
     return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Source:
-    """Which event of which aggregate made a saga write this one."""
+    """Which event of which aggregate made a saga write this one. Checked as an Aggregate is."""
 
     domain: str
     root: str
     edition: str
     sequence: int
+
+    def __init__(self, domain: str, root: str | UUID, edition: str, sequence: int) -> None:
+        aggregate = Aggregate(domain, root, edition)
+        object.__setattr__(self, "domain", aggregate.domain)
+        object.__setattr__(self, "root", aggregate.root)
+        object.__setattr__(self, "edition", aggregate.edition)
+        object.__setattr__(self, "sequence", check_sequence("sequence", sequence))
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What an append says of where it comes from. It is stored with each of its events."""
+
+    idempotency_key: str | None = None
+    correlation_id: str | None = None
+    source: Source | None = None
+
+
+NO_TRACE: Final = Trace()
+
+
+def check_trace(
+    idempotency_key: str | None, correlation_id: str | None, source: Source | None
+) -> Trace:
+    """Return what was given as one value; what is empty counts as not given."""
+    if idempotency_key is None and correlation_id is None and source is None:
+        return NO_TRACE
+    if source is not None:
+        check_source(source)
+    key = check_id("idempotency_key", idempotency_key)
+    correlation = check_id("correlation_id", correlation_id)
+    if key is None and correlation is None and source is None:
+        return NO_TRACE
+    return Trace(key, correlation, source)
+
+
+def check_source(value: Source) -> Source:
+    """Return `value` if it is a Source."""
+    if not isinstance(value, Source):
+        raise InvalidType("source", f"a Source is wanted, not {type(value).__name__}")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +217,15 @@ class Retention(enum.Enum):
 class Snapshot:
     """The state of an aggregate when `sequence` was its last event. `state` is not in the repr.
 
-    `time` is when the snapshot was put, in UTC, by the server's clock.
+    `time` is when the snapshot was put, in UTC, by the server's clock. `schema_version` is the
+    number that whoever put it gave to the form of `state`.
     """
 
     sequence: int
     state: Any = field(repr=False)
     retention: Retention
     time: datetime
+    schema_version: int = 0
 
 
 def check_aggregate(value: Aggregate) -> Aggregate:

@@ -269,13 +269,14 @@ class Bench:
             start = int(snapshot[b"sequence"]) + 1
             members = await redis_py.zrangebyscore(key, start, "+inf")
             orjson.loads(snapshot[b"state"])
-            events = [RecordedEvent.of_member(aggregate, key, member) for member in members]
+            places = KEYS.places(aggregate, 0)
+            events = [RecordedEvent.of_member(aggregate, places, member) for member in members]
             return len([event.data for event in events])
 
         async def floor() -> int:
-            keys = (KEYS.events(aggregate), KEYS.snapshots(aggregate)[0])
-            command = ("EVALSHA", scripts.LOAD.sha, "2", *keys, "5000")
-            return len((await bare.call(command))[2]) - 1
+            keys = (*KEYS.snapshots(aggregate), *KEYS.timeline(aggregate))
+            command = ("EVALSHA", scripts.LOAD.sha, str(len(keys)), *keys, "5000", "")
+            return len((await bare.call(command))[3]) - 2
 
         await client.script_load(scripts.LOAD.source)
         redis_py: Any = client

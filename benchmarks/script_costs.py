@@ -95,9 +95,10 @@ async def _turn(client: redis.asyncio.Redis, source: str, writers: list[Writer])
 def _group(writers: list[Writer]) -> tuple[list[str], list[str | bytes]]:
     """Return the keys and arguments of one call for one append of each writer."""
     prepared = [script_call(append) for writer in writers for append in writer.appends(1)]
-    shared_keys, shared_arguments = prepared[0][0][:4], prepared[0][1][:3]
+    count = str(len(prepared))
+    shared_keys, shared_arguments = prepared[0][0][:4], [*prepared[0][1][:3], count]
     keys = [*shared_keys, *(key for keys, _ in prepared for key in keys[4:])]
-    own = [argument for _, arguments in prepared for argument in arguments[3:]]
+    own = [argument for _, arguments in prepared for argument in arguments[4:]]
     return keys, [*shared_arguments, *own]
 
 

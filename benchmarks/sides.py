@@ -157,8 +157,8 @@ def script_call(append: Append) -> Call:
         KEYS.events(aggregate),
     )
     members = [part for event in append.events for part in codec.encode_event(event)]
-    counted = (aggregate.root, str(append.expected), str(len(append.events)))
-    return keys, ("", aggregate.domain, aggregate.edition, *counted, *members)
+    about = (aggregate.root, str(append.expected), str(len(append.events)), "")
+    return keys, ("", aggregate.domain, aggregate.edition, "1", *about, *members)
 
 
 def evalsha(append: Append) -> tuple[str | bytes, ...]:

@@ -23,7 +23,9 @@ from asyncstore import (
     InvalidName,
     InvalidType,
     InvalidValue,
+    ProtectedEdition,
     Settings,
+    Source,
     Store,
     StoreClosed,
 )
@@ -121,18 +123,62 @@ class TestNames:
         assert Aggregate("orders", root) == Aggregate("orders", str(root))
         assert Aggregate("orders", root).edition == MAIN
 
-    async def test_other_editions_are_refused_not_misunderstood(self, closed_store: Store) -> None:
-        branch = ORDER.on("what-if")
-        calls: list[Callable[[], Awaitable[object]]] = [
-            lambda: closed_store.events.append(branch, [], expected=NEW),
-            lambda: closed_store.events.read(branch),
-            lambda: closed_store.events.next_sequence(branch),
-            lambda: closed_store.events.delete(branch),
-            lambda: closed_store.load(branch),
-        ]
-        for call in calls:
-            with pytest.raises(InvalidName, match="edition 'what-if'"):
-                await call()
+    @pytest.mark.parametrize("edition", ["Main", "MAIN", "", None])
+    def test_main_has_one_spelling(self, edition: Any) -> None:
+        with pytest.raises(InvalidName, match="edition"):
+            Aggregate("orders", "1", edition=edition)
+        with pytest.raises(InvalidName, match="edition"):
+            ORDER.on(edition)
+
+    async def test_main_does_not_branch_and_is_not_deleted(self, closed_store: Store) -> None:
+        with pytest.raises(ProtectedEdition, match="main"):
+            await closed_store.events.branch(ORDER, at=0)
+        with pytest.raises(ProtectedEdition, match="main"):
+            await closed_store.events.delete_edition("orders", "main")
+        with pytest.raises(InvalidValue, match="diverge_at"):
+            await closed_store.events.read(ORDER, diverge_at=1)
+
+
+class TestTraces:
+    @pytest.mark.parametrize(
+        ("value", "error"),
+        [(5, InvalidType), (b"k", InvalidType), (0, InvalidType), (False, InvalidType)]
+        + [(text, InvalidValue) for text in ("a\nb", "\x00", "\x9b", "\ud800", "é" * 257)],
+        ids=repr,
+    )
+    async def test_bad_keys_and_correlation_ids(
+        self, closed_store: Store, value: Any, error: type[Exception]
+    ) -> None:
+        events = closed_store.events
+        for name in ("idempotency_key", "correlation_id"):
+            with pytest.raises(error, match=name) as caught:
+                await events.append(ORDER, [], expected=NEW, **{name: value})
+            assert not isinstance(value, str) or value not in str(caught.value)
+        with pytest.raises(error):
+            await events.find_idempotency_key(ORDER, value)
+        with pytest.raises(error):
+            await events.correlated(value)
+
+    @pytest.mark.parametrize("source", ["orders", ("orders", "1", "main", 0), ORDER, 5])
+    async def test_bad_sources(self, closed_store: Store, source: Any) -> None:
+        with pytest.raises(InvalidType, match="source"):
+            await closed_store.events.append(ORDER, [], expected=NEW, source=source)
+        with pytest.raises(InvalidType, match="source"):
+            await closed_store.events.find_source(ORDER, source)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            ("a b", "1", "main", 0),
+            ("a", "{", "main", 0),
+            ("a", "1", "Main", 0),
+            ("a", "1", "x", -1),
+        ],
+    )
+    def test_a_source_is_checked_when_it_is_made(self, fields: Any) -> None:
+        with pytest.raises((InvalidName, InvalidValue)):
+            Source(*fields)
+        assert Source("a", uuid.UUID(int=1), "main", 0).root == str(uuid.UUID(int=1))
 
 
 class TestSequences:

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from asyncstore import Aggregate, Event, RecordedEvent, codec
+from asyncstore.keys import Places
 
 ORDER = Aggregate("orders", "1")
 EVENT = Event(
@@ -23,7 +24,7 @@ EVENT = Event(
 
 def read() -> RecordedEvent:
     time, rest = codec.encode_event(EVENT)
-    return RecordedEvent.of_member(ORDER, "events:orders", b"[3,%s,%s" % (time, rest))
+    return RecordedEvent.of_member(ORDER, Places("events:orders"), b"[3,%s,%s" % (time, rest))
 
 
 def made() -> RecordedEvent:
@@ -66,7 +67,8 @@ def test_events_are_equal_by_what_they_say() -> None:
 
 def test_events_whose_data_are_broken_can_be_compared() -> None:
     member = b'[3,0,"00000000000000000000000000000000","A"]\nnot json'
-    event, same = (RecordedEvent.of_member(ORDER, "events:orders", member) for _ in range(2))
+    places = Places("events:orders")
+    event, same = (RecordedEvent.of_member(ORDER, places, member) for _ in range(2))
     assert event == same
     assert event != read()
     assert event in {same}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,7 @@ ORDER = [
     "embedded",
     "positions",
     "snapshots",
+    "reading",
     "events",
     "store",
     "__init__",
@@ -126,7 +128,7 @@ def test_every_lua_file_is_a_script_or_part_of_one() -> None:
 def test_a_script_states_its_contract(name: str) -> None:
     lines = SCRIPTS[name].source.splitlines()
     assert re.fullmatch(r"#!lua( flags=(no-writes|allow-oom))?", lines[0])
-    header = "\n".join(line for line in lines[1:12] if line.startswith("--"))
+    header = "\n".join(itertools.takewhile(lambda line: line.startswith("--"), lines[1:]))
     assert "-- KEYS: " in header
     assert "-- Reply: " in header
     if "ARGV[" in SCRIPTS[name].source:
@@ -139,7 +141,7 @@ def test_a_script_touches_declared_keys_only(name: str) -> None:
     declared = set(re.findall(r"^local ([\w, ]+) = KEYS\[", source, re.M))
     names = {part for names in declared for part in names.split(", ")}
     # What else may stand for a key: parameters, and what walks over declared ones.
-    names |= {"place", "index", "KEYS[place]", "KEYS[1]"}
+    names |= {"place", "index", "older", "KEYS[place]", "KEYS[1]"}
     for parameters in re.findall(r"function \w+\(([\w, ]+)\)", source):
         names |= set(parameters.split(", "))
     assert not re.search(r"redis\.p?call\((?!')", source), "a command that can't be checked"

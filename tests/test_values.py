@@ -23,6 +23,7 @@ from asyncstore import (
 ORDER = Aggregate("orders", "1")
 
 ERRORS = [
+    asyncstore.BranchExists(ORDER.on("what-if"), 3, 5),
     asyncstore.ConfigurationError("url", "it is none", "asyncstore.toml"),
     asyncstore.CorruptEvent("events:orders:main:{1}", 5, "it is not JSON"),
     asyncstore.CorruptPosition("positions:p:orders:main:{1}"),
@@ -31,6 +32,7 @@ ERRORS = [
     asyncstore.InvalidType("data", "not JSON"),
     asyncstore.InvalidValue("limit", "negative"),
     asyncstore.OutcomeUnknown("redis://h", "it broke"),
+    asyncstore.ProtectedEdition("main", "it stays"),
     asyncstore.SequenceConflict(ORDER, 3, 5),
     asyncstore.StoreClosed("it is closed"),
     asyncstore.StoreFull("redis://h"),

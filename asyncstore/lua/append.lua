@@ -1,30 +1,43 @@
 #!lua
 -- Appends events to aggregates of one domain and edition. Each aggregate by itself: all of its
 -- events or none, and what is wrong with one does not touch the others.
--- KEYS: commits, roots, editions, domains (see keys.py), then the events of each aggregate
+-- KEYS: commits, roots, editions, domains (see keys.py), then for each aggregate its events;
+--       on another edition than main also its divergence, the events of main, and its newest, kept
+--       and recent snapshots; with a claim its claims; with a correlation id the index of that id
 -- ARGV: mark: 'again' when this may be the second arrival of the same call, else '',
---       domain, edition,
+--       domain, edition, how many aggregates,
 --       then for each aggregate: root,
 --         expected: the sequence that the first event must get, or '' for any,
---         how many events, and two for each of them: its time in microseconds ('' for the
---         server's time), and what follows the time in its member (see codec.py)
--- Reply: for each aggregate {'ok', first sequence}, {'conflict', next sequence},
+--         how many events,
+--         options, a letter each: 'k', 's', 'c' for claims of a key, a source, a correlation id;
+--           'm' to have the missed events with a conflict; then a text for each claim, in this order,
+--         and two for each event: its time in microseconds ('' for the server's time), and what
+--         follows the time in its member (see codec.py)
+-- Reply: for each aggregate {'ok', first sequence}, {'duplicate', first sequence, how many} when its
+--        idempotency key was used before, {'conflict', next sequence},
+--        {'conflict', next sequence, then what read.lua replies} with 'm',
 --        {'error', first word of the server's error}, or {'error', 'TOOLONG'} when a second
 --        arrival had too much to look through
+-- include: commit.lua
+-- include: timeline.lua
+-- include: diverge.lua
+-- include: page.lua
+-- include: claims.lua
 local commits, roots, editions, domains = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local mark, domain, edition = ARGV[1], ARGV[2], ARGV[3]
-local FIRST_EVENTS, FIRST_ROOT = 5, 4
+local mark, domain, edition, aggregates = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local FIRST_KEY, FIRST_ARGUMENT = 5, 5
 local LOOK_AT_ONCE, MOST_LOOKED_AT = 100, 100000 -- of the order of 100 ms
 local EVENTS_A_CALL = 1000 -- unpack fails somewhere below 8,000 values
-
-local clock = redis.call('TIME')
-local now = clock[1] .. string.format('%06d', clock[2])
+local MISSED_A_CONFLICT = 100
 
 -- Numbers for all aggregates are taken with the first that gets one; some may stay unused.
-local commit
+local commit, now
 local function next_commit()
-  local most = #KEYS - FIRST_EVENTS + 1
-  commit = commit and commit + 1 or redis.call('INCRBY', commits, most) - most + 1
+  if commit then
+    commit = commit + 1
+  else
+    commit, now = take_commits(commits, aggregates)
+  end
   return commit
 end
 
@@ -47,6 +60,40 @@ local function find_event(events, id, from, to)
   return nil, least > from
 end
 
+-- Returns the answer that the same append had got before, if it can be told that there was one.
+local function answer_before(events, from, to, id, claimed)
+  if claimed then
+    local first, count = range_of(claimed)
+    if mark == 'again' and find_event(events, id, first, first) then
+      return { 'ok', first }
+    end
+    return { 'duplicate', first, count }
+  end
+  if mark == 'again' then
+    local stored, gave_up = find_event(events, id, from, to)
+    if stored then
+      return { 'ok', stored }
+    end
+    return gave_up and { 'error', 'TOOLONG' }
+  end
+end
+
+local function conflict(events, branch, diverges_at, expected, next_sequence, options)
+  local reply = { 'conflict', next_sequence }
+  if string.find(options, 'm', 1, true) then
+    local missed = { '', diverges_at and string.format('%.0f', diverges_at) or '' }
+    if expected < next_sequence then
+      local main = branch and branch.main
+      local parts = parts_of(events, main, diverges_at or FAR, expected, next_sequence)
+      page(missed, parts, MISSED_A_CONFLICT, false, nil)
+    end
+    for _, part in ipairs(missed) do
+      reply[#reply + 1] = part
+    end
+  end
+  return reply
+end
+
 local function add(events, sequence, first, last)
   local members = {}
   for place = first, last, 2 do
@@ -65,47 +112,107 @@ local function add(events, sequence, first, last)
   end
 end
 
-local function append(events, root, expected, first, last)
-  local next_sequence = redis.call('ZCARD', events)
-  if mark == 'again' then
+-- `branch` is nil on main, `trace` where there is nothing to claim.
+local function append(events, root, expected, first, last, options, branch, trace)
+  local count = redis.call('ZCARD', events)
+  local next_sequence, diverges_at = count, nil
+  if branch then
+    diverges_at = divergence_of(branch.divergence)
+    next_sequence = diverges_at and diverges_at + count or redis.call('ZCARD', branch.main)
+  end
+  local claimed = trace and trace.key and find_claims(trace.claims, trace.key, 0, 1)[1]
+  if claimed or mark == 'again' then
     local id = string.match(ARGV[first + 1], '^"%x+"')
-    local stored, gave_up = find_event(events, id, expected or 0, expected or next_sequence - 1)
-    if stored then
-      return { 'ok', stored }
-    end
-    if gave_up then
-      return { 'error', 'TOOLONG' }
+    local from, to = expected or diverges_at or 0, expected or next_sequence - 1
+    local answer = answer_before(events, from, to, id, claimed)
+    if answer then
+      return answer
     end
   end
-  if expected and expected ~= next_sequence then
-    return { 'conflict', next_sequence }
+  local sequence = expected or next_sequence
+  local is_a_new_branch = branch and not diverges_at
+  if sequence ~= next_sequence and not (is_a_new_branch and sequence < next_sequence) then
+    return conflict(events, branch, diverges_at, sequence, next_sequence, options)
+  end
+  if trace then
+    redis.call('ZCARD', trace.claims) -- fails here, before the first write, if it is something else
   end
 
   -- The indexes first and the events last: an index may name too much, never too little. If one of
   -- these calls fails, the aggregate still has no events, and its next append does them all again.
   -- The events can't fail any more, ZCARD has seen that their key is a sorted set.
   local number = next_commit()
-  if next_sequence == 0 and not is_listed then
+  if count == 0 and not is_listed then
     redis.call('ZADD', domains, 0, domain)
     redis.call('ZADD', editions, 0, edition)
     is_listed = true
   end
   redis.call('ZADD', roots, number, root)
-  add(events, next_sequence, first, last)
-  return { 'ok', next_sequence }
+  if trace and trace.correlated then
+    redis.call('ZADD', trace.correlated, 0, domain .. ':' .. edition .. ':' .. root)
+  end
+  if is_a_new_branch then
+    diverge(branch, sequence)
+  end
+  if trace then
+    local how_many = string.format(' %.0f', (last - first + 1) / 2)
+    for _, what in ipairs(trace) do
+      redis.call('ZADD', trace.claims, 0, claim_of(what, sequence) .. how_many)
+    end
+  end
+  add(events, sequence, first, last)
+  return { 'ok', sequence }
+end
+
+local key, place = FIRST_KEY, FIRST_ARGUMENT
+
+-- Take the keys and arguments of an aggregate that not every one has.
+local function take_branch()
+  if edition == 'main' then
+    return nil
+  end
+  local branch = {
+    divergence = KEYS[key], main = KEYS[key + 1],
+    newest = KEYS[key + 2], kept = KEYS[key + 3], recent = KEYS[key + 4],
+  }
+  key = key + 5
+  return branch
+end
+
+local function take_trace(options)
+  local letters = string.gsub(options, 'm', '')
+  if letters == '' then
+    return nil
+  end
+  local trace = { claims = KEYS[key] }
+  key = key + 1
+  for letter in string.gmatch(letters, '.') do
+    trace[#trace + 1] = ARGV[place]
+    if letter == 'k' then
+      trace.key = ARGV[place]
+    elseif letter == 'c' then
+      trace.correlated = KEYS[key]
+      key = key + 1
+    end
+    place = place + 1
+  end
+  return trace
 end
 
 local replies = {}
-local place = FIRST_ROOT
-for index = FIRST_EVENTS, #KEYS do
-  local root, expected, count = ARGV[place], tonumber(ARGV[place + 1]), tonumber(ARGV[place + 2])
-  local first, last = place + 3, place + 2 + 2 * count
-  local done, reply = pcall(append, KEYS[index], root, expected, first, last)
+for index = 1, aggregates do
+  local root, expected, count, options = ARGV[place], tonumber(ARGV[place + 1]), ARGV[place + 2], ARGV[place + 3]
+  local events = KEYS[key]
+  key, place = key + 1, place + 4
+  local branch = take_branch()
+  local trace = options ~= '' and take_trace(options) or nil
+  local first, last = place, place + 2 * count - 1
+  local done, reply = pcall(append, events, root, expected, first, last, options, branch, trace)
   if not done then
     local text = type(reply) == 'table' and reply.err or tostring(reply)
     reply = { 'error', string.match(text, '^%-?(%u+)') or 'ERR' }
   end
-  replies[#replies + 1] = reply
+  replies[index] = reply
   place = last + 1
 end
 return replies

@@ -1,4 +1,4 @@
--- Shared by read.lua and load.lua, which the loader puts this into.
+-- Reads a page of events from parts of sorted sets.
 local BYTES_A_PAGE = 1048576 -- about a millisecond of the server's time
 local FIRST_CHUNK, LARGEST_CHUNK = 4, 32
 
@@ -14,41 +14,49 @@ local function chunk_of(events, start, stop, size, backwards)
   return redis.call('ZRANGE', events, start, stop, 'BYSCORE', 'LIMIT', 0, size)
 end
 
--- Puts members of the range into `reply`, until `limit` of them are there, BYTES_A_PAGE have been
--- looked at, or the range ends. reply[1] becomes the sequence to go on after, '' at the end.
+-- Puts members into `reply`, until `limit` of them are there, BYTES_A_PAGE have been looked at, or
+-- the parts end. A part is {key, first sequence, the sequence after its last}; parts are in order.
+-- reply[1] becomes the sequence to go on after, '' at the end.
 -- How large events are is found out on the way, a few first and then more each time: large ones
 -- overshoot a page by a few.
-local function page(reply, events, start, stop, limit, backwards, latest)
+local function page(reply, parts, limit, backwards, latest)
   local room, bytes, size = limit, 0, FIRST_CHUNK
-  while true do
-    if not latest then
-      size = math.min(size, room)
-    end
-    local members = chunk_of(events, start, stop, size, backwards)
-    for _, member in ipairs(members) do
-      bytes = bytes + #member
-      if room > 0 and (not latest or happened_until(member, latest)) then
-        reply[#reply + 1] = member
-        room = room - 1
+  for number = 1, #parts do
+    local part = parts[backwards and #parts + 1 - number or number]
+    local events, start = part[1], string.format('%.0f', part[2])
+    local stop = part[3] == math.huge and '+inf' or string.format('(%.0f', part[3])
+    local is_over = false
+    while not is_over do
+      if not latest then
+        size = math.min(size, room)
       end
+      local members = chunk_of(events, start, stop, size, backwards)
+      for _, member in ipairs(members) do
+        bytes = bytes + #member
+        if room > 0 and (not latest or happened_until(member, latest)) then
+          reply[#reply + 1] = member
+          room = room - 1
+        end
+      end
+      if room == 0 then
+        reply[1] = redis.call('ZSCORE', events, reply[#reply])
+        return
+      end
+      is_over = #members < size
+      if #members > 0 and (not is_over or bytes >= BYTES_A_PAGE) then
+        local last = redis.call('ZSCORE', events, members[#members])
+        if bytes >= BYTES_A_PAGE then
+          reply[1] = last
+          return
+        end
+        if backwards then
+          stop = '(' .. last
+        else
+          start = '(' .. last
+        end
+      end
+      size = math.min(4 * size, LARGEST_CHUNK)
     end
-    if room == 0 then
-      reply[1] = redis.call('ZSCORE', events, reply[#reply])
-      return
-    end
-    if #members < size then
-      reply[1] = ''
-      return
-    end
-    reply[1] = redis.call('ZSCORE', events, members[#members])
-    if bytes >= BYTES_A_PAGE then
-      return
-    end
-    if backwards then
-      stop = '(' .. reply[1]
-    else
-      start = '(' .. reply[1]
-    end
-    size = math.min(4 * size, LARGEST_CHUNK)
   end
+  reply[1] = ''
 end

@@ -1,12 +1,12 @@
 #!lua
 -- Keeps a snapshot of an aggregate. The newest is a hash; an older one never takes its place.
--- KEYS: newest, kept, recent (see keys.py)
--- ARGV: sequence, retention ('default', 'persist', 'transient'), encoding, state,
---       how many older ones of retention default stay
+-- KEYS: newest, kept, recent; on another edition than main also attached (see keys.py)
+-- ARGV: sequence, retention ('default', 'persist', 'transient'), encoding, schema version, state,
+--       how many older ones of retention default stay, root
 -- Reply: {'ok'}
-local newest, kept, recent = KEYS[1], KEYS[2], KEYS[3]
-local sequence, retention, encoding, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local recent_stay = tonumber(ARGV[5])
+local newest, kept, recent, attached = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local sequence, retention, encoding, schema, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local recent_stay, root = tonumber(ARGV[6]), ARGV[7]
 
 local function keep(old)
   local place = ({ persist = kept, default = recent })[old.retention]
@@ -15,7 +15,7 @@ local function keep(old)
   end
   redis.call('ZREMRANGEBYSCORE', kept, old.sequence, old.sequence)
   redis.call('ZREMRANGEBYSCORE', recent, old.sequence, old.sequence)
-  local head = string.format('[%s,%s,"%s","%s"]\n', old.sequence, old.time, old.retention, old.encoding)
+  local head = '[' .. old.sequence .. ',' .. old.time .. ',"' .. old.retention .. '","' .. old.encoding .. '",' .. old.schema .. ']\n'
   redis.call('ZADD', place, old.sequence, head .. old.state)
   redis.call('ZREMRANGEBYRANK', recent, 0, -recent_stay - 1)
 end
@@ -23,15 +23,23 @@ end
 -- Their types are checked before the first write.
 redis.call('ZCARD', kept)
 redis.call('ZCARD', recent)
-local fields = redis.call('HMGET', newest, 'sequence', 'time', 'retention', 'encoding', 'state')
-local current = { sequence = fields[1], time = fields[2], retention = fields[3], encoding = fields[4], state = fields[5] }
+local fields = redis.call('HMGET', newest, 'sequence', 'time', 'retention', 'encoding', 'schema', 'state')
+local current = {
+  sequence = fields[1], time = fields[2], retention = fields[3], encoding = fields[4],
+  schema = fields[5] or '0', state = fields[6],
+}
 local has_sequence = string.match(current.sequence or '', '^%d+$') and tonumber(current.sequence) < 2 ^ 53
 local readable = has_sequence and current.time and current.retention and current.encoding and current.state
 
 local clock = redis.call('TIME')
 local now = clock[1] .. string.format('%06d', clock[2])
-local put = { sequence = sequence, time = now, retention = retention, encoding = encoding, state = state }
+local put = {
+  sequence = sequence, time = now, retention = retention, encoding = encoding, schema = schema, state = state,
+}
 
+if attached then
+  redis.call('ZADD', attached, 0, root)
+end
 if readable and tonumber(sequence) < tonumber(current.sequence) then
   keep(put)
   return { 'ok' }
@@ -40,5 +48,5 @@ if readable and tonumber(sequence) > tonumber(current.sequence) then
   keep(current)
 end
 redis.call('UNLINK', newest)
-redis.call('HSET', newest, 'sequence', sequence, 'time', now, 'retention', retention, 'encoding', encoding, 'state', state)
+redis.call('HSET', newest, 'sequence', sequence, 'time', now, 'retention', retention, 'encoding', encoding, 'schema', schema, 'state', state)
 return { 'ok' }

@@ -1,13 +1,18 @@
 #!lua flags=no-writes
--- Reads a page of one aggregate's events.
--- KEYS: events
--- ARGV: start (a ZRANGE bound), stop (a ZRANGE bound), limit,
---       'backwards' or '', latest time in microseconds or ''
--- Reply: {sequence to go on after, or '' at the end of the range, member, member, ...}
+-- Reads a page of one aggregate's timeline.
+-- KEYS: events; on another edition than main also divergence and the events of main
+-- ARGV: start, stop ('' for none), limit, 'backwards' or '', latest time in microseconds or '',
+--       where to diverge ('' for where it has)
+-- Reply: {sequence to go on after, or '' at the end of the range, where it has diverged or '',
+--         member, member, ...}
+-- include: timeline.lua
 -- include: page.lua
-local events = KEYS[1]
-local start, stop, limit, direction, latest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local events, divergence, main = KEYS[1], KEYS[2], KEYS[3]
+local start, stop, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local backwards, latest, diverge_at = ARGV[4] == 'backwards', tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local reply = { '' }
-page(reply, events, start, stop, tonumber(limit), direction == 'backwards', tonumber(latest))
+local diverged_at = divergence and divergence_of(divergence)
+local parts = parts_of(events, main, diverge_at or diverged_at or FAR, start, stop or math.huge)
+local reply = { '', diverged_at and string.format('%.0f', diverged_at) or '' }
+page(reply, parts, limit, backwards, latest)
 return reply

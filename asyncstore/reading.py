@@ -1,0 +1,235 @@
+"""Reading timelines, page by page.
+
+The timeline of an aggregate on main is its events. On another edition it is those of main before
+the sequence at which the edition diverges, and its own from there on; one that has not diverged
+reads as main. Pages of one reading all take the divergence for what it was with the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from asyncstore import codec, forms, scripts
+from asyncstore.errors import BranchExists, CorruptEvent, InvalidValue
+from asyncstore.names import MAIN, MAX_SEQUENCE, check_sequence, check_whole_number
+from asyncstore.recorded import Loaded, RecordedEvent
+from asyncstore.snapshots import decode_or_warn
+from asyncstore.values import Aggregate, check_aggregate, check_moment
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+    from asyncstore.keys import Keys, Places
+    from asyncstore.transport import Transport
+
+PAGE_EVENTS: Final = 5000  # a page is bounded in bytes too, see page.lua
+_NOWHERE: Final = MAX_SEQUENCE + 1  # where a timeline diverges that is main's all through
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Which events of a timeline are wanted, in which order. Checked when it is made."""
+
+    aggregate: Aggregate
+    start: int = 0
+    stop: int | None = None
+    limit: int | None = None
+    reverse: bool = False
+    until: datetime | None = None
+    diverge_at: int | None = None
+
+    def __post_init__(self) -> None:
+        check_aggregate(self.aggregate)
+        check_sequence("start", self.start)
+        if self.stop is not None and check_sequence("stop", self.stop) < self.start:
+            raise InvalidValue("stop", f"{self.stop} is before start, {self.start}")
+        if self.limit is not None:
+            check_whole_number("limit", self.limit)
+        if self.until is not None:
+            check_moment("until", self.until)
+        if self.diverge_at is not None:
+            check_sequence("diverge_at", self.diverge_at)
+            if self.aggregate.edition == MAIN:
+                raise InvalidValue("diverge_at", f"edition {MAIN!r} diverges from nothing")
+
+    def is_empty(self) -> bool:
+        """Whether nothing can be in it."""
+        return self.limit == 0 or self.start == self.stop
+
+    def after(self, sequence: int, count: int) -> Range:
+        """Return what is left when everything up to `sequence` was looked at, and `count` taken."""
+        limit = None if self.limit is None else self.limit - count
+        if self.reverse:
+            return replace(self, stop=max(sequence, self.start), limit=limit)
+        return replace(self, start=sequence + 1, limit=limit)
+
+    def arguments(self, diverge_at: int | None) -> list[str | int]:
+        """Return the ARGV of read.lua."""
+        return [
+            int(self.start),
+            "" if self.stop is None else int(self.stop),
+            PAGE_EVENTS if self.limit is None else min(int(self.limit), PAGE_EVENTS),
+            "backwards" if self.reverse else "",
+            "" if self.until is None else codec.to_microseconds(self.until),
+            "" if diverge_at is None else int(diverge_at),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads the timelines of a store."""
+
+    _transport: Transport
+    _keys: Keys
+
+    async def pages(
+        self, wanted: Range, diverges_at: int | None = None
+    ) -> AsyncIterator[list[RecordedEvent]]:
+        """Iterate over pages of events. `diverges_at` is what an earlier page said of that."""
+        keys = self._keys.timeline(wanted.aggregate)
+        while not wanted.is_empty():
+            asked_for = wanted.diverge_at if diverges_at is None else diverges_at
+            arguments = wanted.arguments(asked_for)
+            go_on, stored, *members = await self._transport.run(scripts.READ, keys, arguments)
+            if diverges_at is None:
+                diverges_at = _settle(wanted, stored)
+            events, error = await self._decode_page(wanted, members, diverges_at)
+            yield events
+            if error:
+                raise error
+            if not go_on:
+                return
+            wanted = wanted.after(int(go_on), len(events))
+
+    async def read(self, wanted: Range) -> list[RecordedEvent]:
+        """Return all events of the range."""
+        return [event async for page in self.pages(wanted) for event in page]
+
+    async def stream(self, wanted: Range) -> AsyncIterator[RecordedEvent]:
+        """Iterate over the events of the range, a page at a time in memory."""
+        async for page in self.pages(wanted):
+            for event in page:
+                yield event
+
+    async def load(self, aggregate: Aggregate, schema_version: int | None) -> Loaded:
+        """Return the newest snapshot, the events after it and the next sequence."""
+        check_aggregate(aggregate)
+        keys = [*self._keys.snapshots(aggregate), *self._keys.timeline(aggregate)]
+        if aggregate.edition != MAIN:
+            keys += self._keys.snapshots(aggregate.on(MAIN))
+        schema = "" if schema_version is None else schema_version
+        next_sequence, fields, paged_from, page = await self._transport.run(
+            scripts.LOAD, keys, [PAGE_EVENTS, schema]
+        )
+        go_on, stored, *members = page
+        snapshot = decode_or_warn(aggregate, fields, schema_version)
+        start = 0 if snapshot is None else snapshot.sequence + 1
+        if start >= next_sequence:
+            return Loaded(snapshot, [], next_sequence)
+        wanted = Range(aggregate, start, next_sequence)
+        diverges_at = _settle(wanted, stored)
+        if start != paged_from:
+            # The script took a snapshot for a good one that can't be decoded.
+            return Loaded(None, await self._rest(wanted, diverges_at), next_sequence)
+        events, error = await self._decode_page(wanted, members, diverges_at)
+        if error:
+            raise error
+        if go_on:
+            events += await self._rest(wanted.after(int(go_on), 0), diverges_at)
+        return Loaded(snapshot, events, next_sequence)
+
+    async def missed(
+        self, aggregate: Aggregate, expected: int, actual: int, page: list[bytes]
+    ) -> list[RecordedEvent]:
+        """Return what a conflict brought of the events from `expected` on, and the rest."""
+        if expected >= actual:
+            return []
+        wanted = Range(aggregate, expected, actual)
+        go_on, diverged_at, *members = page
+        diverges_at = _settle(wanted, diverged_at)
+        events, error = await self._decode_page(wanted, members, diverges_at)
+        if error:
+            raise error
+        if go_on:
+            events += await self._rest(wanted.after(int(go_on), 0), diverges_at)
+        return events
+
+    async def find(self, aggregate: Aggregate, claim: str) -> list[RecordedEvent]:
+        """Return the aggregate's own events that a claim names."""
+        check_aggregate(aggregate)
+        keys = [self._keys.claims(aggregate), self._keys.events(aggregate)]
+        places = self._keys.places(aggregate, 0)
+        found: list[RecordedEvent] = []
+        start = 0
+        while True:
+            go_on, *members = await self._transport.run(
+                scripts.FIND, keys, [claim, start, PAGE_EVENTS]
+            )
+            for member in members:
+                try:
+                    found.append(RecordedEvent.of_member(aggregate, places, member))
+                except codec.Undecodable as error:
+                    raise await self._corrupt(places, start, member, str(error)) from None
+            if not go_on:
+                return found
+            start = int(go_on) + 1
+
+    async def _rest(self, wanted: Range, diverges_at: int) -> list[RecordedEvent]:
+        return [event async for page in self.pages(wanted, diverges_at) for event in page]
+
+    async def _decode_page(
+        self, wanted: Range, members: list[bytes], diverges_at: int
+    ) -> tuple[list[RecordedEvent], CorruptEvent | None]:
+        """Return the events, or those before one that can't be read, and what is wrong with it."""
+        events: list[RecordedEvent] = []
+        aggregate = wanted.aggregate
+        places = self._keys.places(aggregate, diverges_at)
+        due = None if wanted.reverse else wanted.start
+        for member in members:
+            try:
+                event = RecordedEvent.of_member(aggregate, places, member)
+            except codec.Undecodable as error:
+                return events, await self._corrupt(places, wanted.start, member, str(error))
+            if wanted.until is not None:
+                # The script compares doubles; here it is exact.
+                if event.time <= wanted.until:
+                    events.append(event)
+                continue
+            if due is not None and event.sequence != due:
+                return events, await self._misplaced(places, member, due)
+            due = event.sequence + (-1 if wanted.reverse else 1)
+            events.append(event)
+        return events, None
+
+    async def _corrupt(self, places: Places, start: int, member: bytes, why: str) -> CorruptEvent:
+        for key in places.all():
+            score = await self._score(key, member)
+            if score is not None:
+                return CorruptEvent(key, score, why)
+        return CorruptEvent(places.key_at(start), start, why)  # it is gone meanwhile
+
+    async def _misplaced(self, places: Places, member: bytes, due: int) -> CorruptEvent:
+        key = places.key_at(due)
+        is_there = await self._score(key, member) == due
+        why = "its header names another sequence" if is_there else "the event is missing"
+        return CorruptEvent(key, due, why)
+
+    async def _score(self, key: str, member: bytes) -> int | None:
+        """Return where a member stands; None if it is not there."""
+        score = await self._transport.command(forms.is_score, "ZSCORE", key, member)
+        if score is None:
+            return None
+        place = float(score)  # text in RESP2, a float in RESP3
+        return int(place) if place.is_integer() and place >= 0 else None
+
+
+def _settle(wanted: Range, stored: bytes) -> int:
+    """Return where the timeline diverges, for all pages, when this is where it has diverged."""
+    diverged_at = int(stored) if stored else None
+    if wanted.diverge_at is None:
+        return _NOWHERE if diverged_at is None else diverged_at
+    if diverged_at not in (None, wanted.diverge_at):
+        raise BranchExists(wanted.aggregate, wanted.diverge_at, diverged_at)
+    return wanted.diverge_at
