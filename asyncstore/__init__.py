@@ -20,6 +20,7 @@ from asyncstore.errors import (
     UnsafeServer,
 )
 from asyncstore.events import Events
+from asyncstore.folding import FoldOptions
 from asyncstore.names import MAIN
 from asyncstore.positions import Positions
 from asyncstore.recorded import EventBook, Loaded, RecordedEvent
@@ -56,6 +57,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "Appended",
     "Loaded",
     "Snapshot",
+    "FoldOptions",
     "Source",
     "Retention",
     "Expected",

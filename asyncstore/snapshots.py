@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from asyncstore import codec, scripts
 from asyncstore.errors import InvalidType
@@ -52,25 +53,32 @@ class Snapshots:
         state: Any,
         retention: Retention = Retention.DEFAULT,
         schema_version: int = 0,
-    ) -> None:
+        as_of: UUID | None = None,
+    ) -> bool:
         """Keep the state that the aggregate had when `sequence` was its last event.
 
         `state` is anything JSON, or bytes. A snapshot of the same sequence is replaced; an older
         one than the newest never becomes the newest. `retention` says how long it stays. Give the
         form of `state` another `schema_version` when it changes, and `Store.load` and `Store.fold`
         the one they can use: they pass over snapshots of another one.
+
+        `as_of` is the id of the event at `sequence`. If that is not there any more (the aggregate
+        was deleted, the edition has diverged before it), nothing is kept, and False returned.
         """
         sequence = check_sequence("sequence", sequence)
         if not isinstance(retention, Retention):
             raise InvalidType("retention", f"a Retention, not {type(retention).__name__}")
         schema = check_whole_number("schema_version", schema_version)
         body, encoding = codec.encode_state(state)
-        keys = [*self._keys.snapshots(aggregate)]
+        if as_of is not None and not isinstance(as_of, UUID):
+            raise InvalidType("as_of", f"a uuid.UUID is wanted, not {type(as_of).__name__}")
+        keys = [*self._keys.snapshots(aggregate), *self._keys.timeline(aggregate)]
         if aggregate.edition != MAIN:
             keys.append(self._keys.attached(aggregate.domain, aggregate.edition))
-        about = [sequence, retention.value, encoding, schema]
+        about = [sequence, retention.value, encoding, schema, as_of.hex if as_of else ""]
         arguments = [*about, body, OLDER_DEFAULTS_STAY, aggregate.root]
-        await self._transport.run(scripts.PUT_SNAPSHOT, keys, arguments)
+        (outcome,) = await self._transport.run(scripts.PUT_SNAPSHOT, keys, arguments)
+        return bool(outcome == b"ok")
 
     async def delete(self, aggregate: Aggregate) -> None:
         """Delete all snapshots of the aggregate; fine where there are none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from asyncstore import codec, embedded, forms, scripts
 from asyncstore.appends import Appender
@@ -15,22 +15,28 @@ from asyncstore.errors import (
     UnsafeServer,
 )
 from asyncstore.events import Events, Limits
+from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
 from asyncstore.keys import Keys
 from asyncstore.positions import Positions
 from asyncstore.reading import Reader
 from asyncstore.settings import EMBEDDED, Options, Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.transport import Transport
+from asyncstore.values import check_trace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-    from asyncstore.recorded import Loaded
-    from asyncstore.values import Aggregate
+    from asyncstore.folding import Decide, FoldOptions
+    from asyncstore.recorded import Loaded, RecordedEvent
+    from asyncstore.values import Aggregate, Appended, Source
 
 _log = logging.getLogger(__name__)
 
 _OLDEST_SERVER = (7, 0)
+
+S = TypeVar("S")
 
 
 def open(where: str | Settings | None = None, **options: Unpack[Options]) -> Store:  # noqa: A001
@@ -85,18 +91,62 @@ class Store:
         self.events = Events(self._transport, self._keys, appender, reader, limits)
         self.positions = Positions(self._transport, self._keys)
         self.snapshots = Snapshots(self._transport, self._keys)
+        self._folder = Folder(self.events, self.snapshots)
 
     @property
     def settings(self) -> Settings:
         """The settings that the store was opened with."""
         return self._settings
 
-    async def load(self, aggregate: Aggregate) -> Loaded:
+    async def load(self, aggregate: Aggregate, *, schema_version: int | None = None) -> Loaded:
         """Return the newest snapshot of an aggregate and the events after it.
 
         All that is needed to go on with it, as of one moment: see `Events.load`.
         """
-        return await self.events.load(aggregate)
+        return await self.events.load(aggregate, schema_version=schema_version)
+
+    async def fold(
+        self,
+        aggregate: Aggregate,
+        apply: Callable[[S, RecordedEvent], S],
+        initial: S,
+        **options: Unpack[FoldOptions],
+    ) -> S:
+        """Return the state of an aggregate: `apply(state, event)` for each event, from `initial`.
+
+        Starts from the newest snapshot if there is one that can be used: one of another
+        `schema_version`, or that can't be decoded or restored, is passed over with a warning, and
+        all events are applied. With `snapshot_every` a new one is kept when so many events came
+        after it; `dump` and `restore` say what it holds. See `FoldOptions`. `apply` must return
+        the new state rather than change the old one, for `initial` is used again.
+        """
+        state, _ = await self._folder.fold(aggregate, Fold(apply, initial, **options))
+        return state
+
+    async def update(
+        self,
+        aggregate: Aggregate,
+        decide: Decide[S],
+        apply: Callable[[S, RecordedEvent], S],
+        initial: S,
+        *,
+        tries: int = DEFAULT_TRIES,
+        idempotency_key: str | None = None,
+        correlation_id: str | None = None,
+        source: Source | None = None,
+        **options: Unpack[FoldOptions],
+    ) -> Appended:
+        """Append the events that `decide(state)` returns, and decide again when others are faster.
+
+        The state is what `fold` returns. `decide` may be async; if it returns no events, nothing
+        is written. When somebody else has appended in between, the state is taken on with the
+        events that were missed, which come with the refusal, and `decide` is asked again, after a
+        short random pause. After `tries` refusals the last `SequenceConflict` is raised. What
+        `decide` raises ends the update, with nothing written.
+        """
+        trace = check_trace(idempotency_key, correlation_id, source)
+        how = Fold(apply, initial, **options)
+        return await self._folder.update(aggregate, decide, how, tries, trace)
 
     async def __aenter__(self) -> Self:
         if self._entered:

@@ -36,6 +36,7 @@ ORDER = [
     "snapshots",
     "reading",
     "events",
+    "folding",
     "store",
     "__init__",
     "transfer",

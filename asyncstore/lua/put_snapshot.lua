@@ -1,12 +1,21 @@
 #!lua
 -- Keeps a snapshot of an aggregate. The newest is a hash; an older one never takes its place.
--- KEYS: newest, kept, recent; on another edition than main also attached (see keys.py)
--- ARGV: sequence, retention ('default', 'persist', 'transient'), encoding, schema version, state,
+-- KEYS: newest, kept, recent, events; on another edition than main also divergence, the events of
+--       main, attached (see keys.py)
+-- ARGV: sequence, retention ('default', 'persist', 'transient'), encoding, schema version,
+--       the id in hexadecimal that the event at the sequence must have, or '', state,
 --       how many older ones of retention default stay, root
--- Reply: {'ok'}
-local newest, kept, recent, attached = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local sequence, retention, encoding, schema, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local recent_stay, root = tonumber(ARGV[6]), ARGV[7]
+-- Reply: {'ok'}, or {'stale'} when another event is there, or none
+-- include: timeline.lua
+local newest, kept, recent, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local divergence, main, attached = KEYS[5], KEYS[6], KEYS[7]
+local sequence, retention, encoding, schema, as_of = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local state, recent_stay, root = ARGV[6], tonumber(ARGV[7]), ARGV[8]
+
+local function has_event(events, id)
+  local member = redis.call('ZRANGE', events, sequence, sequence, 'BYSCORE')[1]
+  return member and string.match(member, '^%[%d+,%-?%d+,"(%x+)"') == id
+end
 
 local function keep(old)
   local place = ({ persist = kept, default = recent })[old.retention]
@@ -20,6 +29,12 @@ local function keep(old)
   redis.call('ZREMRANGEBYRANK', recent, 0, -recent_stay - 1)
 end
 
+if as_of ~= '' then
+  local is_of_main = main and tonumber(sequence) < (divergence_of(divergence) or FAR)
+  if not has_event(is_of_main and main or events, as_of) then
+    return { 'stale' }
+  end
+end
 -- Their types are checked before the first write.
 redis.call('ZCARD', kept)
 redis.call('ZCARD', recent)

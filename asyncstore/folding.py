@@ -1,0 +1,177 @@
+"""From events to a state, and from a state to new events, however many others write.
+
+The pattern has many names (fold, evolve and decide, aggregate root). Here it is two functions of
+the caller: `apply(state, event)` returns the next state, `decide(state)` the events to append.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
+
+from asyncstore.errors import (
+    InvalidType,
+    InvalidValue,
+    OutcomeUnknown,
+    SequenceConflict,
+    StoreFull,
+    StoreUnavailable,
+    UnexpectedReply,
+)
+from asyncstore.names import MAIN, check_whole_number
+from asyncstore.values import Aggregate, Appended, Event
+
+if TYPE_CHECKING:
+    from asyncstore.events import Events
+    from asyncstore.recorded import RecordedEvent
+    from asyncstore.snapshots import Snapshots
+    from asyncstore.values import Trace
+
+S = TypeVar("S")
+
+DEFAULT_TRIES: Final = 10
+_FIRST_PAUSE: Final = 0.001  # seconds; doubled with each try, and a random part of it is waited
+_LONGEST_PAUSE: Final = 0.1
+_NOT_KEPT: Final = (StoreFull, StoreUnavailable, OutcomeUnknown, UnexpectedReply)
+
+_log = logging.getLogger(__name__)
+
+Decide = Callable[[S], Iterable[Event] | Awaitable[Iterable[Event]]]
+
+
+class FoldOptions(TypedDict, total=False):
+    """How `Store.fold` and `Store.update` use snapshots.
+
+    `snapshot_every`: keep one when so many events came after the last; None keeps none.
+    `schema_version`: of the form that `dump` gives a state; snapshots of another are passed over.
+    `dump`, `restore`: from a state to what a snapshot can hold (JSON or bytes), and back. Without
+    them the state is kept as it is.
+    """
+
+    snapshot_every: int | None
+    schema_version: int
+    dump: Callable[[Any], Any] | None
+    restore: Callable[[Any], Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fold(Generic[S]):
+    """How the events of an aggregate become its state."""
+
+    apply: Callable[[S, RecordedEvent], S]
+    initial: S
+    snapshot_every: int | None = None
+    schema_version: int = 0
+    dump: Callable[[S], Any] | None = None
+    restore: Callable[[Any], S] | None = None
+
+    def __post_init__(self) -> None:
+        _check_callable("apply", self.apply)
+        check_whole_number("schema_version", self.schema_version)
+        if self.snapshot_every is not None:
+            _check_at_least_one("snapshot_every", self.snapshot_every)
+        for name in ("dump", "restore"):
+            if getattr(self, name) is not None:
+                _check_callable(name, getattr(self, name))
+
+    def over(self, state: S, events: Iterable[RecordedEvent]) -> S:
+        """Return the state after more events."""
+        for event in events:
+            state = self.apply(state, event)
+        return state
+
+    def restored(self, state: Any) -> S:
+        """Return the state that a snapshot holds."""
+        restored: S = state if self.restore is None else self.restore(state)
+        return restored
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Folds the events of a store."""
+
+    _events: Events
+    _snapshots: Snapshots
+
+    async def fold(self, aggregate: Aggregate, how: Fold[S]) -> tuple[S, int]:
+        """Return the state of an aggregate, and its next sequence."""
+        loaded = await self._events.load(aggregate, schema_version=how.schema_version)
+        state, since, events = how.initial, 0, loaded.events
+        if loaded.snapshot is not None:
+            try:
+                state = how.restored(loaded.snapshot.state)
+                since = loaded.snapshot.sequence + 1
+            except Exception as error:
+                # A snapshot is a short cut: whatever is wrong with it, the events are there.
+                why = type(error).__name__
+                _log.warning("the snapshot of %s is passed over: %s in restore", aggregate, why)
+                events = await self._events.read(aggregate, stop=loaded.next_sequence)
+        state = how.over(state, events)
+        every = how.snapshot_every
+        if every is not None and events and loaded.next_sequence - since >= every:
+            await self._keep(aggregate, events[-1], how.dump(state) if how.dump else state, how)
+        return state, loaded.next_sequence
+
+    async def _keep(
+        self, aggregate: Aggregate, last: RecordedEvent, state: Any, how: Fold[S]
+    ) -> None:
+        try:
+            await self._snapshots.put(
+                aggregate,
+                sequence=last.sequence,
+                state=state,
+                schema_version=how.schema_version,
+                as_of=last.id,
+            )
+        except _NOT_KEPT as error:
+            _log.warning("no snapshot of %s was kept: %s", aggregate, error)
+
+    async def update(
+        self, aggregate: Aggregate, decide: Decide[S], how: Fold[S], tries: int, trace: Trace
+    ) -> Appended:
+        """Append what `decide` makes of the state; decide again when somebody was faster."""
+        _check_callable("decide", decide)
+        _check_at_least_one("tries", tries)
+        state, next_sequence = await self.fold(aggregate, how)
+        pause = _FIRST_PAUSE
+        while True:
+            decision = decide(state)
+            events = [*(await decision if inspect.isawaitable(decision) else decision)]
+            if not events:
+                return Appended(next_sequence, next_sequence - 1)
+            try:
+                return await self._events.append(
+                    aggregate,
+                    events,
+                    expected=next_sequence,
+                    idempotency_key=trace.idempotency_key,
+                    correlation_id=trace.correlation_id,
+                    source=trace.source,
+                    missed=True,
+                )
+            except SequenceConflict as conflict:
+                tries -= 1
+                if not tries:
+                    raise
+                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                if conflict.missed and aggregate.edition == MAIN:
+                    state, next_sequence = how.over(state, conflict.missed), conflict.actual
+                else:
+                    # It was deleted, or the edition has diverged from what we have seen of main.
+                    state, next_sequence = await self.fold(aggregate, how)
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise InvalidType(name, f"a function is wanted, not {type(value).__name__}")
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if check_whole_number(name, value) == 0:
+        raise InvalidValue(name, "it must be 1 or more")
