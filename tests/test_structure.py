@@ -142,7 +142,7 @@ def test_a_script_touches_declared_keys_only(name: str) -> None:
     declared = set(re.findall(r"^local ([\w, ]+) = KEYS\[", source, re.M))
     names = {part for names in declared for part in names.split(", ")}
     # What else may stand for a key: parameters, and what walks over declared ones.
-    names |= {"place", "index", "older", "KEYS[place]", "KEYS[1]"}
+    names |= {"place", "index", "older", "from", "KEYS[place]", "KEYS[1]"}
     for parameters in re.findall(r"function \w+\(([\w, ]+)\)", source):
         names |= set(parameters.split(", "))
     assert not re.search(r"redis\.p?call\((?!')", source), "a command that can't be checked"

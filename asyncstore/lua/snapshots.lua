@@ -3,14 +3,11 @@
 -- Returns the newest snapshot of all, or with `at` the newest whose sequence is at most that: the
 -- fields and values of the hash, or one member, or nothing.
 local function find_snapshot(newest, kept, recent, at)
-  local sequence = tonumber(redis.call('HGET', newest, 'sequence'))
+  local sequence = at and tonumber(redis.call('HGET', newest, 'sequence'))
   if not at or (sequence and sequence <= at) then
-    local fields = redis.call('HGETALL', newest)
-    if #fields > 0 then
-      return fields
-    end
+    return redis.call('HGETALL', newest)
   end
-  local highest = at and string.format('%.0f', at) or '+inf'
+  local highest = string.format('%.0f', at)
   local found, found_at = {}, -1
   for _, older in ipairs({ kept, recent }) do
     local member = redis.call('ZRANGE', older, highest, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
