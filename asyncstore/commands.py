@@ -70,7 +70,7 @@ def import_(
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
-    """Load events: each once, in order per aggregate. Run again, it adds nothing.
+    """Load events and branches: each once, in order per aggregate. Run again, it adds nothing.
 
     A bad line is named, and nothing after it in its aggregate is loaded.
     """
@@ -90,7 +90,10 @@ def export(
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
-    """Write all events, or those of some domains, as JSON lines that `import` takes."""
+    """Write all events and branches, or those of some domains, as JSON lines that `import` takes.
+
+    Snapshots and positions are not written.
+    """
     _run(lambda: _export(file, domain, skip_corrupt, _options(url, key_prefix)))
 
 
@@ -134,7 +137,7 @@ async def _import(path: Path, options: Options) -> int:
                 await _load_all(source, loading)
             finally:
                 _print_report(loading.report, time.perf_counter() - started)
-    return 1 if loading.report.bad_lines else 0
+    return 1 if loading.report.bad_lines or loading.report.held_back else 0
 
 
 async def _load_all(source: _Source, loading: transfer.Import) -> None:
@@ -156,10 +159,14 @@ def _print_report(report: ImportReport, seconds: float) -> None:
         last = report.bad_lines[-1].number
         _say.print(f"stopped: line {last} names no aggregate, so what follows may belong after it")
     if report.held_back:
-        _say.print(f"{report.held_back:,} events held back: they follow a bad line")
+        _say.print(
+            f"{report.held_back:,} lines held back: they follow a bad line, "
+            f"or the rest of their append is missing"
+        )
     rate = f", {report.stored / seconds:,.0f} events/s" if report.stored else ""
+    branches = f"{report.branches:,} branches made, " if report.branches else ""
     _say.print(
-        f"{report.stored:,} events stored, {report.present:,} were there, "
+        f"{report.stored:,} events stored, {branches}{report.present:,} were there, "
         f"{report.aggregates:,} aggregates, {seconds:.1f} s{rate}"
     )
 
@@ -225,7 +232,7 @@ async def _export(path: Path, domains: list[str] | None, skip: bool, options: Op
                     count += 1
                     if count % 1000 == 0:
                         advance(None, count)
-    _say.print(f"{count:,} events exported" + (f", {len(corrupt)} left out" if corrupt else ""))
+    _say.print(f"{count:,} lines exported" + (f", {len(corrupt)} left out" if corrupt else ""))
     return 1 if corrupt else 0
 
 

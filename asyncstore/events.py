@@ -90,7 +90,8 @@ class Events:
         events, a number, or ANY. If the aggregate is not there, `SequenceConflict` and nothing is
         written; with `missed` the error has the events from `expected` on. An empty list writes
         nothing and succeeds, whatever is expected. The first append to an edition may start
-        anywhere from 0 to the next sequence of main: that is where the edition diverges.
+        anywhere from 0 to the next sequence of main: that is where the edition diverges. With ANY
+        it is wherever main ends then; to choose the place, give a number, or call `branch`.
 
         `idempotency_key` names what is done, in the aggregate and its edition: the second append
         with a key writes nothing, whatever it brings and expects, and returns the sequences of the
@@ -266,12 +267,24 @@ class Events:
         if outcome == b"conflict":
             raise SequenceConflict(aggregate, at, sequence)
 
+    async def divergence(self, aggregate: Aggregate) -> int | None:
+        """Return the sequence at which an aggregate has left main on its edition.
+
+        From there on the events are the edition's own. None on main, and where it has not diverged.
+        """
+        if check_aggregate(aggregate).edition == MAIN:
+            return None
+        key = self._keys.divergence(aggregate)
+        value = await self._transport.command(forms.is_place_or_nil, "GET", key)
+        return None if value is None else int(value)
+
     async def delete(self, aggregate: Aggregate) -> int:
         """Erase an aggregate on its edition, in one atomic step.
 
         What goes are its events, snapshots, positions, claims of keys, sources and correlation
         ids, its divergence, and its entries in all indexes. Returns how many events there were; 0
-        for an unknown one. Its next event gets sequence 0, or on an edition that of main.
+        for an unknown one; an edition's own ones. Its next event gets sequence 0, or on an edition
+        that of main.
 
         Editions that have diverged from a main history keep their own events, but can't be read
         any more when it is deleted: delete them, too. The server's backups and its append-only
@@ -306,7 +319,7 @@ class Events:
     async def delete_edition(self, domain: str, edition: str) -> int:
         """Erase all aggregates of a domain on an edition; main is refused: `ProtectedEdition`.
 
-        Returns how many events there were. Each aggregate goes in one atomic step, as with
+        Returns how many events of its own it had. Each aggregate goes in one atomic step, as with
         `delete`, but not all of them at once: other calls are served in between, and what they
         write to the edition meanwhile may stay. If it is cut off, call it again.
         """

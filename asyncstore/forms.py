@@ -57,6 +57,11 @@ def is_found(reply: Any) -> bool:
     return is_texts(reply) and bool(reply) and _is_place(reply[0])
 
 
+def is_place_or_nil(reply: Any) -> bool:
+    """A sequence as text, or nothing."""
+    return reply is None or (is_text(reply) and reply.isdigit())
+
+
 def _is_place(text: bytes) -> bool:
     return not text or text.isdigit()
 

@@ -214,6 +214,8 @@ class Reader:
         key = places.key_at(due)
         is_there = await self._score(key, member) == due
         why = "its header names another sequence" if is_there else "the event is missing"
+        if not is_there and key == places.main:
+            why += "; was the main history deleted, from which this edition has diverged?"
         return CorruptEvent(key, due, why)
 
     async def _score(self, key: str, member: bytes) -> int | None:

@@ -62,7 +62,8 @@ class Snapshots:
         form of `state` another `schema_version` when it changes, and `Store.load` and `Store.fold`
         the one they can use: they pass over snapshots of another one.
 
-        `as_of` is the id of the event at `sequence`. If that is not there any more (the aggregate
+        Nobody checks that the state is that of the events, or that there are so many. `as_of` is
+        the id of the event at `sequence`. If that is not there any more (the aggregate
         was deleted, the edition has diverged before it), nothing is kept, and False returned.
         """
         sequence = check_sequence("sequence", sequence)

@@ -1,8 +1,23 @@
 """Events from and to JSON lines: what `asyncstore import` and `asyncstore export` do.
 
 A line is one event, an object with `domain`, `root`, `type`, `data` (or `data_base64`, for bytes),
-and if known `time` (ISO 8601 with an offset), `metadata`, `id`, `edition`, `sequence`. Lines of one
-aggregate stand in their order; between aggregates no order is needed.
+and if known `time` (ISO 8601 with an offset), `metadata`, `id`, `edition`, `sequence`, and what its
+append said of where it comes from: `correlation_id`, `idempotency_key`, and `source` (an object
+with `domain`, `root`, `edition`, `sequence`). Lines of one aggregate stand in their order.
+
+Or a line says where an aggregate leaves main on another edition: `domain`, `root`, `edition` and
+`diverges_at`, nothing else. An export writes one for each branch, before its events, so that a
+branch without events is kept, too, and so are branches whose events have lost their sequence. In
+a line that was made by hand, the `sequence` of the first event says as much. An edition's lines
+are its own events, not those that it shares with main, and they come after those of main, or in
+the same chunk. Between aggregates no other order is needed.
+
+An append with an idempotency key is stored as a whole or not at all, for a second append with the
+key would write nothing. So an export marks each event of such an append but the last with
+`append_continues`: an import keeps it back until all of them are there. Without the mark, lines
+with the same key that follow each other are one append as far as they are in one chunk.
+
+Snapshots and positions are not exported: snapshots can be made anew, handlers begin again.
 """
 
 from __future__ import annotations
@@ -19,6 +34,7 @@ import anyio
 
 from asyncstore import codec
 from asyncstore.errors import (
+    BranchExists,
     CorruptEvent,
     EventTooLarge,
     InvalidName,
@@ -28,10 +44,10 @@ from asyncstore.errors import (
     SequenceConflict,
 )
 from asyncstore.names import MAIN, check_sequence
-from asyncstore.values import ANY, Aggregate, Event
+from asyncstore.values import ANY, Aggregate, Event, Source, Trace, check_trace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
     from uuid import UUID
 
     from asyncstore.recorded import RecordedEvent
@@ -55,8 +71,14 @@ _KEYS: Final = frozenset(
         "metadata",
         "data",
         "data_base64",
+        "correlation_id",
+        "idempotency_key",
+        "source",
+        "append_continues",
     }
 )
+_BRANCH_KEYS: Final = frozenset({"domain", "root", "edition", "diverges_at"})
+_SOURCE_KEYS: Final = frozenset({"domain", "root", "edition", "sequence"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +93,15 @@ class BadLine:
 class ImportReport:
     """What an import did.
 
-    `stored` events are new, `present` ones were there before, `held_back` ones follow a bad line
-    of their aggregate. `stopped` is True where a line did not even name its aggregate: nothing
-    after it was loaded, for any of it might have had to come later.
+    `stored` events and `branches` are new; what `present` lines bring was there before. Lines are
+    `held_back` that follow a bad line of their aggregate, or for an edition one of main, and those
+    of an append with an idempotency key that has a bad line, or whose last line has not come.
+    `stopped` is True where a line did not even name its aggregate: nothing after it was loaded, for
+    any of it might have had to come later.
     """
 
     stored: int = 0
+    branches: int = 0
     present: int = 0
     held_back: int = 0
     aggregates: int = 0
@@ -85,36 +110,68 @@ class ImportReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _EventLine:
     number: int
     event: Event
+    trace: Trace
     sequence: int | None
+    append_continues: bool
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _BranchLine:
+    number: int
+    diverges_at: int
+
+
+_Line = _EventLine | _BranchLine
 
 
 @dataclass(slots=True)
 class _Progress:
     """How far an aggregate's lines are.
 
-    `known` are the events in the store, by id, once they had to be read. Until then the aggregate
-    is taken to have `next_sequence` events, and the append finds out if that is wrong.
+    `known` are the events in the store, by id, once they had to be read; on another edition its
+    own. Until then the aggregate is taken to have `next_sequence` events, and the append finds out
+    if that is wrong. An edition that `may_diverge` reads as main as yet: its first event may get
+    any sequence up to the next one.
     """
 
     lines: int = 0
     next_sequence: int = 0
     known: dict[UUID, int] | None = None
+    may_diverge: bool = False
     blocked: bool = False
     named: set[UUID] = field(default_factory=set)  # ids that lines without a sequence brought
+    waiting: list[_EventLine] = field(default_factory=list)  # for the last line of their append
+
+    def took(self, lines: list[_EventLine], first_sequence: int) -> None:
+        """Note that an append has stored the events of these lines."""
+        self.next_sequence = first_sequence + len(lines)
+        self.may_diverge = False
+        if self.known is not None:
+            places = range(first_sequence, self.next_sequence)
+            self.known.update(zip((line.event.id for line in lines), places, strict=True))
 
 
 @dataclass(slots=True)
 class _Plan:
-    """What is to be done with some lines of one aggregate."""
+    """What is to be done with some lines of one aggregate: the present ones come first."""
 
     present: int = 0
-    new: list[_Line] = field(default_factory=list)
+    new: list[_EventLine] = field(default_factory=list)
     bad: BadLine | None = None
     held_back: int = 0
+
+    def end_with(self, line: _EventLine, why: str, after: int) -> None:
+        """Plan to load nothing from a bad line on; `after` lines come after it."""
+        self.bad = BadLine(line.number, why)
+        self.held_back = after
+        key = line.trace.idempotency_key
+        while key is not None and self.new and self.new[-1].trace.idempotency_key == key:
+            self.new.pop()  # alone, it would take the key away from the rest of its append
+            self.held_back += 1
 
 
 class _Unusable(ValueError):
@@ -131,7 +188,8 @@ class Import:
     An event that is in its aggregate already, by its id, is left out, so an import can be run
     again after it was cut off, or when its file has grown. A line without an `id` gets one made
     from its content and its place among the lines of its aggregate. A line with a `sequence` must
-    get just that one. After a bad line nothing more of its aggregate is loaded.
+    get just that one. After a bad line nothing more of its aggregate is loaded, and after one of
+    main nothing more of its editions, which share what may be wrong.
     """
 
     def __init__(self, store: Store) -> None:
@@ -146,14 +204,14 @@ class Import:
         for number, text in chunk:
             if text.strip() and not self.report.stopped:
                 self._sort_in(number, text, batches)
-        try:
-            async with anyio.create_task_group() as tasks:
-                for aggregate, lines in batches.items():
-                    tasks.start_soon(self._write, aggregate, lines)
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+        # What an edition diverges from has to be there before it.
+        of_main = [aggregate for aggregate in batches if aggregate.edition == MAIN]
+        await self._write_all({aggregate: batches.pop(aggregate) for aggregate in of_main})
+        await self._write_all(batches)
         self.report.bad_lines.sort(key=lambda line: line.number)
         self.report.aggregates = len(self._progress)
+
+    # Sorting lines by their aggregates
 
     def _sort_in(
         self, number: int, text: bytes, batches: defaultdict[Aggregate, list[_Line]]
@@ -164,17 +222,39 @@ class Import:
             progress = self._progress[aggregate]
             if progress.blocked:
                 self.report.held_back += 1
-                return
-            progress.lines += 1
-            line = _parse_line(number, len(text), aggregate, fields, progress.lines)
-            if "id" in fields and line.sequence is None:
-                if line.event.id in progress.named:
-                    self.report.present += 1  # the same event twice; with a sequence, that shows
-                    return
-                progress.named.add(line.event.id)
-            batches[aggregate].append(line)
+            elif "diverges_at" in fields:
+                batches[aggregate].append(_parse_branch(number, aggregate, fields))
+            else:
+                progress.lines += 1
+                line = _parse_line(number, len(text), aggregate, fields, progress.lines)
+                if not self._is_repeated(progress, line, named="id" in fields):
+                    batches[aggregate] += self._complete(aggregate, line)
         except _Unusable as error:
             self._block(error.aggregate, BadLine(number, str(error)))
+
+    def _is_repeated(self, progress: _Progress, line: _EventLine, *, named: bool) -> bool:
+        """Whether the import has had the event before; with a sequence, that shows later."""
+        if not named or line.sequence is not None:
+            return False
+        if line.event.id in progress.named:
+            self.report.present += 1
+            return True
+        progress.named.add(line.event.id)
+        return False
+
+    def _complete(self, aggregate: Aggregate, line: _EventLine) -> list[_EventLine]:
+        """Return the lines that wait for this one, and it; [] if they go on waiting."""
+        progress = self._progress[aggregate]
+        if progress.waiting and progress.waiting[-1].trace != line.trace:
+            why = "the line before it says that its append goes on, but this one is of another"
+            raise _Unusable(why, aggregate)
+        progress.waiting.append(line)
+        if line.append_continues:
+            self.report.held_back += 1
+            return []
+        complete, progress.waiting = progress.waiting, []
+        self.report.held_back -= len(complete) - 1
+        return complete
 
     def _block(self, aggregate: Aggregate | None, line: BadLine) -> None:
         self.report.bad_lines.append(line)
@@ -183,52 +263,137 @@ class Import:
         else:
             self._progress[aggregate].blocked = True
 
-    async def _write(self, aggregate: Aggregate, lines: list[_Line]) -> None:
-        async with self._writers:
-            for batch in _cut(lines, self._store.settings):
-                await self._write_batch(aggregate, batch)
+    # Writing them
 
-    async def _write_batch(self, aggregate: Aggregate, lines: list[_Line]) -> None:
+    async def _write_all(self, batches: Mapping[Aggregate, list[_Line]]) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                for aggregate, lines in batches.items():
+                    tasks.start_soon(self._write, aggregate, lines)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+    async def _write(self, aggregate: Aggregate, lines: list[_Line]) -> None:
+        # `blocked` is no help here: it may be a later line that is bad.
+        goes_on = not self._has_bad_main(aggregate)
+        async with self._writers:
+            for part in _parts(lines):
+                if not goes_on:
+                    self.report.held_back += len(part) if isinstance(part, list) else 1
+                elif isinstance(part, list):
+                    goes_on = await self._write_events(aggregate, part)
+                else:
+                    goes_on = await self._write_branch(aggregate, part)
+
+    def _has_bad_main(self, aggregate: Aggregate) -> bool:
+        main = self._progress.get(aggregate.on(MAIN))
+        return aggregate.edition != MAIN and main is not None and main.blocked
+
+    async def _write_branch(self, aggregate: Aggregate, line: _BranchLine) -> bool:
+        """Let an edition diverge; return False for a bad line."""
+        why = await self._diverge(aggregate, line.diverges_at)
+        if why:
+            self._block(aggregate, BadLine(line.number, why))
+        return not why
+
+    async def _diverge(self, aggregate: Aggregate, at: int, tries: int = _TRIES) -> str:
+        """Return why an edition can't diverge there; empty if it has."""
+        try:
+            await self._store.events.branch(aggregate, at=at)
+        except BranchExists as error:
+            if error.diverged_at != at:
+                return f"it diverges at {at}, but it has diverged at {error.diverged_at} already"
+            self.report.present += 1
+        except SequenceConflict as error:
+            return f"it diverges at {at}, but main has only {error.actual} events of its root"
+        except OutcomeUnknown:
+            if tries == 1:
+                raise
+            return await self._diverge(aggregate, at, tries - 1)  # if it was done, this says so
+        else:
+            self.report.branches += 1
+        return ""
+
+    async def _write_events(self, aggregate: Aggregate, lines: list[_EventLine]) -> bool:
+        """Append what the store does not have; return False if that ended with a bad line."""
         progress = self._progress[aggregate]
         refused: dict[int, str] = {}
-        for _ in range(_TRIES):
-            if progress.known is None and (lines[0].sequence or 0) > progress.next_sequence:
+        tries = 0
+        while tries < _TRIES:
+            if progress.known is None and _is_in_doubt(aggregate, progress, lines[0]):
                 await self._look_up(aggregate)
             plan = _plan(progress, lines, refused)
-            try:
-                await self._carry_out(aggregate, plan)
-            except EventTooLarge as error:
-                if error.index is None:
-                    raise
-                refused[plan.new[error.index].number] = str(error)
-            except (InvalidType, InvalidValue):
-                refused |= _unstorable(plan.new)
-            except (SequenceConflict, OutcomeUnknown):
-                # Somebody was there before, or we were: what is stored says who.
-                await self._look_up(aggregate)
-            else:
-                return
+            stored = await self._append_all(aggregate, plan.new, refused)
+            self.report.present += plan.present
+            self.report.stored += stored
+            if stored == len(plan.new):
+                self.report.held_back += plan.held_back
+                if plan.bad is not None:
+                    self._block(aggregate, plan.bad)
+                return plan.bad is None
+            lines = lines[plan.present + stored :]
+            tries = 0 if stored else tries + 1
         raise SequenceConflict(aggregate, ANY, progress.next_sequence)
 
-    async def _carry_out(self, aggregate: Aggregate, plan: _Plan) -> None:
+    async def _append_all(
+        self, aggregate: Aggregate, lines: list[_EventLine], refused: dict[int, str]
+    ) -> int:
+        """Return how many are stored: all, unless there is something new to plan with."""
+        stored = 0
+        for batch in _cut(lines, self._store.settings):
+            if not await self._append(aggregate, batch, refused):
+                break
+            stored += len(batch)
+        return stored
+
+    async def _append(
+        self, aggregate: Aggregate, lines: list[_EventLine], refused: dict[int, str]
+    ) -> bool:
+        """Append the events of lines with one trace; return whether that was done."""
         progress = self._progress[aggregate]
-        if plan.new:
-            events = [line.event for line in plan.new]
-            await self._store.events.append(aggregate, events, expected=progress.next_sequence)
-            if progress.known is not None:
-                places = range(progress.next_sequence, progress.next_sequence + len(events))
-                progress.known.update(zip((event.id for event in events), places, strict=True))
-            progress.next_sequence += len(events)
-        self.report.stored += len(plan.new)
-        self.report.present += plan.present
-        self.report.held_back += plan.held_back
-        if plan.bad is not None:
-            self._block(aggregate, plan.bad)
+        first, trace = lines[0], lines[0].trace
+        expected = progress.next_sequence
+        if progress.may_diverge and first.sequence is not None:
+            expected = first.sequence
+        try:
+            appended = await self._store.events.append(
+                aggregate,
+                [line.event for line in lines],
+                expected=expected,
+                idempotency_key=trace.idempotency_key,
+                correlation_id=trace.correlation_id,
+                source=trace.source,
+            )
+        except EventTooLarge as error:
+            refused[lines[error.index or 0].number] = str(error)
+        except (InvalidType, InvalidValue):
+            refused |= _unstorable(lines)
+        except (SequenceConflict, OutcomeUnknown):
+            # Somebody was there before, or we were: what is stored says who.
+            await self._look_up(aggregate)
+        else:
+            if not appended.duplicate:
+                progress.took(lines, appended.first_sequence)
+                return True
+            # That tells of the key only. Whether these events are stored, their ids tell.
+            await self._look_up(aggregate)
+            if first.event.id not in (progress.known or {}):
+                refused[first.number] = "its idempotency key is in the store, with other events"
+        return False
 
     async def _look_up(self, aggregate: Aggregate) -> None:
         """Learn which events are stored, or which have come since we learned it."""
         progress = self._progress[aggregate]
-        start = 0 if progress.known is None else progress.next_sequence
+        start: int | None = progress.next_sequence
+        if progress.known is None or progress.may_diverge:
+            start = 0
+            if aggregate.edition != MAIN:
+                start = await self._store.events.divergence(aggregate)
+            progress.may_diverge = start is None
+        if start is None:
+            progress.known = {}  # what main has is not the edition's own
+            progress.next_sequence = await self._store.events.next_sequence(aggregate)
+            return
         new = await self._store.events.read(aggregate, start=start)
         for event in new:
             _ = event.data  # one that can't be decoded is not there: say so
@@ -236,28 +401,58 @@ class Import:
         progress.next_sequence = start + len(new)
 
 
-def _cut(lines: list[_Line], settings: Settings) -> Iterator[list[_Line]]:
-    """Cut lines into appends that the settings allow. A line is about as large as its event."""
-    batch: list[_Line] = []
+def _parts(lines: list[_Line]) -> Iterator[list[_EventLine] | _BranchLine]:
+    """Take lines of branches out from between those of events."""
+    events: list[_EventLine] = []
+    for line in lines:
+        if isinstance(line, _EventLine):
+            events.append(line)
+            continue
+        if events:
+            yield events
+        yield line
+        events = []
+    if events:
+        yield events
+
+
+def _cut(lines: list[_EventLine], settings: Settings) -> Iterator[list[_EventLine]]:
+    """Cut lines into appends: one trace each, and what the settings allow.
+
+    A line is about as large as its event. An append with an idempotency key is not cut.
+    """
+    batch: list[_EventLine] = []
     size = 0
     for line in lines:
         size += line.size
-        if len(batch) == settings.max_append_events or size > settings.max_append_bytes // 2:
-            if batch:
-                yield batch
+        is_full = len(batch) == settings.max_append_events or size > settings.max_append_bytes // 2
+        if batch and (
+            line.trace != batch[0].trace or (is_full and line.trace.idempotency_key is None)
+        ):
+            yield batch
             batch, size = [], line.size
         batch.append(line)
-    yield batch
+    if batch:
+        yield batch
 
 
-def _plan(progress: _Progress, lines: list[_Line], refused: dict[int, str]) -> _Plan:
+def _is_in_doubt(aggregate: Aggregate, progress: _Progress, line: _EventLine) -> bool:
+    """Whether to look first: where the guess is wrong, or an edition would diverge by it."""
+    return aggregate.edition != MAIN or (line.sequence or 0) > progress.next_sequence
+
+
+def _plan(progress: _Progress, lines: list[_EventLine], refused: dict[int, str]) -> _Plan:
     plan = _Plan()
     known = progress.known or {}
+    end = progress.next_sequence
+    if progress.may_diverge:
+        end = end if lines[0].sequence is None else lines[0].sequence
+        refused = {lines[0].number: _why_not_here(progress, lines[0])} | refused
     present = [index for index, line in enumerate(lines) if line.event.id in known]
     for index, line in enumerate(lines):
         place = known.get(line.event.id)
-        due = progress.next_sequence + len(plan.new) if place is None else place
-        if line.number in refused:
+        due = end + len(plan.new) if place is None else place
+        if refused.get(line.number):
             why = refused[line.number]
         elif place is None and present and index < present[-1]:
             why = "the store has later lines of its aggregate, but not this one; was it changed?"
@@ -269,17 +464,26 @@ def _plan(progress: _Progress, lines: list[_Line], refused: dict[int, str]) -> _
         else:
             plan.new.append(line)
             continue
-        plan.bad = BadLine(line.number, why)
-        plan.held_back = len(lines) - index - 1
+        plan.end_with(line, why, after=len(lines) - index - 1)
         break
     return plan
 
 
-def _unstorable(lines: list[_Line]) -> dict[int, str]:
+def _why_not_here(progress: _Progress, line: _EventLine) -> str:
+    """Return why an edition can't diverge with this line; empty if it can."""
+    if line.sequence is None:
+        return "it does not say where its edition diverges: no 'sequence', no 'diverges_at' before"
+    if line.sequence > progress.next_sequence:
+        there = f"main has only {progress.next_sequence} events of its root"
+        return f"its edition diverges with it at its sequence, {line.sequence}, but {there}"
+    return ""
+
+
+def _unstorable(lines: list[_EventLine]) -> dict[int, str]:
     """Return the first line whose event has no stored form, and why."""
     for line in lines:
         try:
-            codec.encode_event(line.event)
+            codec.encode_event(line.event, line.trace)
         except (InvalidType, InvalidValue) as error:
             return {line.number: str(error)}
     return {}
@@ -320,21 +524,59 @@ def _parse_aggregate(fields: dict[str, Any]) -> Aggregate:
         raise _Unusable(str(error)) from None
 
 
+def _parse_branch(number: int, aggregate: Aggregate, fields: dict[str, Any]) -> _BranchLine:
+    try:
+        if aggregate.edition == MAIN:
+            raise _Unusable(f"it has 'diverges_at', but the edition {MAIN!r} diverges from nothing")
+        others = fields.keys() - _BRANCH_KEYS
+        if others:
+            raise _Unusable(f"it has both 'diverges_at' and {min(others)!r}: make two lines of it")
+        return _BranchLine(number, check_sequence("diverges_at", fields["diverges_at"]))
+    except (_Unusable, InvalidType, InvalidValue) as error:
+        raise _Unusable(str(error), aggregate) from None
+
+
 def _parse_line(
     number: int, size: int, aggregate: Aggregate, fields: dict[str, Any], place: int
-) -> _Line:
+) -> _EventLine:
     try:
-        if aggregate.edition != MAIN:
-            raise _Unusable(f"this version keeps events on the edition {MAIN!r} only")
         unknown = fields.keys() - _KEYS
         if unknown:
             raise _Unusable(f"it has the unknown key {min(unknown)!r}")
         sequence = fields.get("sequence")
         if sequence is not None:
             check_sequence("sequence", sequence)
-        return _Line(number, _parse_event(aggregate, fields, place), sequence, size)
+        trace = _parse_trace(fields)
+        continues = _parse_continues(fields, trace)
+        event = _parse_event(aggregate, fields, place)
+        return _EventLine(number, event, trace, sequence, continues, size)
     except (_Unusable, InvalidType, InvalidValue) as error:
         raise _Unusable(str(error), aggregate) from None
+
+
+def _parse_trace(fields: dict[str, Any]) -> Trace:
+    source = _parse_source(fields.get("source"))
+    return check_trace(fields.get("idempotency_key"), fields.get("correlation_id"), source)
+
+
+def _parse_source(value: Any) -> Source | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.keys() != _SOURCE_KEYS:
+        raise _Unusable("its 'source' is not an object of domain, root, edition and sequence")
+    try:
+        return Source(**value)
+    except (InvalidName, InvalidType, InvalidValue) as error:
+        raise _Unusable(f"its 'source' is none: {error}") from None
+
+
+def _parse_continues(fields: dict[str, Any], trace: Trace) -> bool:
+    continues = fields.get("append_continues", False)
+    if not isinstance(continues, bool):
+        raise _Unusable("its 'append_continues' is not true or false")
+    if continues and trace.idempotency_key is None:
+        raise _Unusable("it has 'append_continues', but no 'idempotency_key'")
+    return continues
 
 
 def _parse_event(aggregate: Aggregate, fields: dict[str, Any], place: int) -> Event:
@@ -398,44 +640,120 @@ async def export_lines(
 ) -> AsyncIterator[bytes]:
     """Iterate over the events of a store, or of some domains, as lines that Import takes.
 
-    Lines of one aggregate stand together, in their order; aggregates come in no particular order.
+    Of each domain the events of main come first, then for each other edition where it diverges and
+    its own events. Lines of one aggregate stand together, in their order; aggregates come in no
+    particular order. What is written meanwhile may be left out, never what an edition needs.
+
     An event that can't be read is handed to `on_corrupt` and left out; without one it is raised.
-    The events after it come without their sequence, for an import has to close the gap.
+    The events after it come without their sequence, for an import has to close the gap, and
+    editions that shared it diverge earlier by it. A `source` keeps naming the sequence it named.
     """
     names = [name async for name in store.events.domains()] if domains is None else list(domains)
     for domain in names:
+        # These before main is read: then main has all that they share, whatever others write.
+        branches = [branch async for branch in _branches(store, domain)]
+        left_out: dict[str, list[int]] = {}
         async for root in store.events.roots(domain):
-            async for line in _aggregate_lines(store, Aggregate(domain, root), on_corrupt):
+            history = _History(store, Aggregate(domain, root), on_corrupt)
+            async for line in history.lines():
+                yield line
+            if history.left_out:
+                left_out[root] = history.left_out
+        for aggregate, at in branches:
+            missing = sum(sequence < at for sequence in left_out.get(aggregate.root, ()))
+            yield _write_branch_line(aggregate, at - missing)
+            history = _History(store, aggregate, on_corrupt, at, is_moved=missing > 0)
+            async for line in history.lines():
                 yield line
 
 
-async def _aggregate_lines(
-    store: Store, aggregate: Aggregate, on_corrupt: Callable[[CorruptEvent], None] | None
-) -> AsyncIterator[bytes]:
-    start, gap = 0, False
-    while True:
-        try:
-            async for event in store.events.stream(aggregate, start=start):
-                yield _write_line(event, with_sequence=not gap)
-                start = event.sequence + 1
-        except CorruptEvent as error:
-            if on_corrupt is None:
-                raise
-            on_corrupt(error)
-            start, gap = max(start, error.sequence + 1), True
-        else:
-            return
+async def _branches(store: Store, domain: str) -> AsyncIterator[tuple[Aggregate, int]]:
+    """Iterate over what has left main, and where."""
+    async for edition in store.events.editions(domain):
+        if edition == MAIN:
+            continue
+        async for root in store.events.roots(domain, edition=edition):
+            aggregate = Aggregate(domain, root, edition)
+            at = await store.events.divergence(aggregate)
+            if at is not None:  # an index may name too much
+                yield aggregate, at
 
 
-def _write_line(event: RecordedEvent, *, with_sequence: bool) -> bytes:
+@dataclass(slots=True)
+class _History:
+    """The events of an aggregate itself: on another edition, without those that main has for it.
+
+    `left_out` are the sequences of those that could not be read. `is_moved` says that an import
+    gives other sequences to all of them.
+    """
+
+    store: Store
+    aggregate: Aggregate
+    on_corrupt: Callable[[CorruptEvent], None] | None
+    diverges_at: int | None = None
+    is_moved: bool = False
+    left_out: list[int] = field(default_factory=list)
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        previous: RecordedEvent | None = None
+        async for event in self._events():
+            if previous is not None:
+                yield self._line(previous, event)
+            previous = event
+        if previous is not None:
+            yield self._line(previous, None)
+
+    async def _events(self) -> AsyncIterator[RecordedEvent]:
+        """Iterate over what can be read."""
+        start = self.diverges_at or 0
+        while True:
+            events = self.store.events.stream(
+                self.aggregate, start=start, diverge_at=self.diverges_at
+            )
+            try:
+                async for event in events:
+                    _ = event.data
+                    yield event
+                    start = event.sequence + 1
+            except CorruptEvent as error:
+                if self.on_corrupt is None:
+                    raise
+                self.on_corrupt(error)
+                after = max(start, error.sequence + 1)
+                self.left_out += range(start, after)
+                start = after
+            else:
+                return
+
+    def _line(self, event: RecordedEvent, following: RecordedEvent | None) -> bytes:
+        key = event.idempotency_key
+        continues = key is not None and following is not None and following.idempotency_key == key
+        is_moved = self.is_moved or bool(self.left_out and self.left_out[0] < event.sequence)
+        return _write_line(event, with_sequence=not is_moved, append_continues=continues)
+
+
+def _write_branch_line(aggregate: Aggregate, at: int) -> bytes:
+    fields = {**_identity(aggregate), "diverges_at": at}
+    return codec.encode_json("the branch", fields) + b"\n"
+
+
+def _identity(aggregate: Aggregate) -> dict[str, Any]:
+    return {
+        "domain": aggregate.domain,
+        "edition": aggregate.edition,
+        "root": aggregate.root,
+    }
+
+
+def _write_line(event: RecordedEvent, *, with_sequence: bool, append_continues: bool) -> bytes:
     fields: dict[str, Any] = {
-        "domain": event.aggregate.domain,
-        "edition": event.aggregate.edition,
-        "root": event.aggregate.root,
+        **_identity(event.aggregate),
         **({"sequence": event.sequence} if with_sequence else {}),
         "type": event.type,
         "time": event.time.isoformat(),
         "id": str(event.id),
+        **_trace_fields(event),
+        **({"append_continues": True} if append_continues else {}),
     }
     if event.metadata:
         fields["metadata"] = event.metadata
@@ -446,3 +764,20 @@ def _write_line(event: RecordedEvent, *, with_sequence: bool) -> bytes:
     else:
         name, data = b"data", codec.encode_json("data", event.data)
     return b'%s,"%s":%s}\n' % (codec.encode_json("the event", fields)[:-1], name, data)
+
+
+def _trace_fields(event: RecordedEvent) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if event.correlation_id is not None:
+        fields["correlation_id"] = event.correlation_id
+    if event.idempotency_key is not None:
+        fields["idempotency_key"] = event.idempotency_key
+    if event.source is not None:
+        source = event.source
+        fields["source"] = {
+            "domain": source.domain,
+            "root": source.root,
+            "edition": source.edition,
+            "sequence": source.sequence,
+        }
+    return fields

@@ -48,8 +48,8 @@ def repository(tmp_path: Path) -> Path:
     return path
 
 
-def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
-    example = str(ROOT / "examples" / "git_history.py")
+def run_example(*arguments: str, name: str = "git_history.py") -> subprocess.CompletedProcess[str]:
+    example = str(ROOT / "examples" / name)
     return subprocess.run(
         [sys.executable, example, *arguments], capture_output=True, text=True, check=False
     )
@@ -102,6 +102,49 @@ def test_git_history_without_a_history(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "has no history to read" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def run_chess(*arguments: str) -> str:
+    done = run_example(*arguments, name="chess_variations.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_chess_variations() -> None:
+    out = run_chess()
+    assert "on edition 8.Qxb7 diverges at sequence 14, White's move 8" in out
+    assert "14 half moves of main, then 4 of its own" in out
+    assert "main went on to 33 half moves; the variation still has 18" in out
+
+    rows = re.findall(r"│ (\d+)\. +│ ([^│]+)│ ([^│]+)│", out)
+    moves = [(int(row[0]), row[1].split(), row[2].split()) for row in rows]
+    assert [number for number, _, _ in moves] == [*range(1, 18)]
+    assert all(played == tried != [] for _, played, tried in moves[:7])
+    assert moves[7:9] == [
+        (8, ["Nc3", "c6"], ["Qxb7", "Qb4+"]),
+        (9, ["Bg5", "b5"], ["Qxb4", "Bxb4+"]),
+    ]
+    assert [tried for _, _, tried in moves[9:]] == [[]] * 8
+    assert moves[-1][1] == ["Rd8#"]
+    assert re.search(r"│ 7\. .*\n├─.*\n│ 8\. ", out), "a rule where they part"
+
+    # Both start from the snapshot that main has of move 5.
+    assert "1858: loaded the snapshot as of sequence 9 and 23 half moves after it" in out
+    assert "8.Qxb7: loaded the snapshot as of sequence 9 and 8 half moves after it" in out
+    # How they end: with a mate, and with a pawn less.
+    assert "8  · ♞ · ♖ ♚ ♝ · ♜     8  ♜ ♞ · · ♚ · · ♜" in out
+    assert "7  ♟ · · · · ♟ ♟ ♟     7  ♟ · ♟ · · ♟ ♟ ♟" in out
+    assert "4  · · · · ♙ · · ·     4  · ♝ ♗ · ♙ · · ·" in out
+    assert "1  · · ♔ · · · · ·     1  ♖ ♘ ♗ · ♔ · · ♖" in out
+
+    assert "edition 8.Qxb7 deleted: 4 events of its own" in out
+    assert "main is as it was: 33 half moves, the last is Rd8#" in out
+
+
+def test_chess_variations_again_into_the_same_store(tmp_path: Path) -> None:
+    url = f"embedded://{tmp_path / 'store'}"
+    assert run_chess("--url", url) == run_chess("--url", url)
 
 
 README = (ROOT / "README.md").read_text()

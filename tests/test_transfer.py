@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from urllib.parse import urlsplit
 import pytest
 
 import asyncstore
-from asyncstore import ANY, NEW, Aggregate, Event, Store, embedded, transfer
+from asyncstore import ANY, NEW, Aggregate, Event, Source, Store, embedded, transfer
 from asyncstore.keys import Keys
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.proxy import proxy_to
 from tests.servers import Server, redis_server, rewrite_member, without_end
+
+SOURCE = {"domain": "payments", "root": "p1", "edition": "main", "sequence": 7}
 
 
 def line(root: str = "1", **fields: Any) -> dict[str, Any]:
@@ -35,6 +37,10 @@ def line(root: str = "1", **fields: Any) -> dict[str, Any]:
 def lines_of(records: Iterable[Any]) -> list[tuple[int, bytes]]:
     texts = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
     return list(enumerate(texts, start=1))
+
+
+def branch_line(at: Any, edition: str = "what-if", **fields: Any) -> dict[str, Any]:
+    return {"domain": "orders", "root": "1", "edition": edition, "diverges_at": at, **fields}
 
 
 async def load(store: Store, records: Iterable[Any]) -> transfer.ImportReport:
@@ -133,7 +139,21 @@ class TestImport:
             ({"sequence": 5}, "sequence is 5"),
             ({"sequence": True}, "whole number"),
             ({"tpye": "Counted"}, "'tpye'"),
-            ({"edition": "what-if"}, "edition"),
+            ({"edition": "what-if"}, "does not say where its edition diverges"),
+            ({"correlation_id": 5}, "correlation_id: a str"),
+            ({"correlation_id": "a\nb"}, "correlation_id: it has a control character"),
+            ({"idempotency_key": ["k"]}, "idempotency_key: a str"),
+            ({"idempotency_key": "k" * 600}, "idempotency_key: it has 600 bytes"),
+            ({"source": "orders/1"}, "'source' is not an object"),
+            ({"source": {"domain": "orders", "root": "1", "edition": "main"}}, "'source' is not"),
+            ({"source": dict(SOURCE, extra=1)}, "'source' is not"),
+            ({"source": dict(SOURCE, domain="a:b")}, "'source' is none: domain 'a:b'"),
+            ({"source": dict(SOURCE, root=5)}, "'source' is none: root"),
+            ({"source": dict(SOURCE, sequence="1")}, "'source' is none: sequence"),
+            ({"source": dict(SOURCE, sequence=-1)}, "'source' is none: sequence"),
+            ({"append_continues": 1, "idempotency_key": "k"}, "not true or false"),
+            ({"append_continues": True}, "no 'idempotency_key'"),
+            ({"diverges_at": 0}, "the edition 'main' diverges from nothing"),
         ],
     )
     async def test_a_bad_line_holds_its_aggregate_back(
@@ -260,6 +280,362 @@ class TestImport:
                 assert proxy.lost == 4
                 assert await numbers(store) == list(range(40))
                 assert loading.report.stored + loading.report.present == 40
+
+
+ONE = Aggregate("orders", "1")
+WHAT_IF = ONE.on("what-if")
+
+
+class TestImportOfEditions:
+    @pytest.fixture
+    def main(self) -> list[dict[str, Any]]:
+        return [line(data=n, sequence=n) for n in range(4)]
+
+    async def data(self, store: Store, aggregate: Aggregate = WHAT_IF) -> list[Any]:
+        return [event.data for event in await store.events.read(aggregate)]
+
+    async def test_branches_before_main_in_the_same_chunk(
+        self, store: Store, main: list[dict[str, Any]]
+    ) -> None:
+        own = [line(data=f"own {n}", sequence=n, edition="what-if") for n in (2, 3, 4)]
+        records = [*own, branch_line(4, "empty"), branch_line(0, "bare"), *main]
+        report = await load(store, records)
+        assert report.bad_lines == []
+        assert (report.stored, report.branches, report.present) == (7, 2, 0)
+        assert await self.data(store) == [0, 1, "own 2", "own 3", "own 4"]
+        assert await self.data(store, ONE.on("empty")) == [0, 1, 2, 3]
+        assert await self.data(store, ONE.on("bare")) == []
+        report = await load(store, records)
+        assert (report.stored, report.branches, report.present) == (0, 0, 9)
+
+    async def test_a_branch_goes_on_without_sequences(
+        self, store: Store, main: list[dict[str, Any]]
+    ) -> None:
+        own = [line(data=f"own {n}", edition="what-if") for n in range(3)]
+        records = [*main, branch_line(1), *own]
+        loading = transfer.Import(store)
+        for numbered_line in lines_of([*records, branch_line(1)]):
+            await loading.load([numbered_line])
+        assert (loading.report.bad_lines, loading.report.branches) == ([], 1)
+        assert (loading.report.stored, loading.report.present) == (7, 1)
+        assert await self.data(store) == [0, "own 0", "own 1", "own 2"]
+        report = await load(store, [*records, line(data="more", edition="what-if")])
+        assert (report.stored, report.present) == (1, 8)
+
+    async def test_an_event_of_main_is_not_one_of_the_branch(self, store: Store) -> None:
+        same = str(uuid.uuid4())
+        records = [line(data=n, id=i) for n, i in enumerate([str(uuid.uuid4()), same])]
+        records.append(line(data="own", id=same, sequence=1, edition="what-if"))
+        for stored, present in ((3, 0), (0, 3)):
+            report = await load(store, records)
+            assert (report.stored, report.present, report.bad_lines) == (stored, present, [])
+        assert await self.data(store) == [0, "own"]
+
+    @pytest.mark.parametrize(
+        ("bad", "why"),
+        [
+            (branch_line(5), "main has only 4 events"),
+            (branch_line("3"), "diverges_at: a whole number"),
+            (branch_line(None), "diverges_at: a whole number"),
+            (branch_line(True), "diverges_at: a whole number"),
+            (branch_line(-1), "diverges_at: -1 is negative"),
+            (branch_line(3, type="Counted", data=1), "both 'diverges_at' and 'data'"),
+            (branch_line(3, sequence=3), "both 'diverges_at' and 'sequence'"),
+            (branch_line(3, tpye=3), "both 'diverges_at' and 'tpye'"),
+            (line(edition="what-if", sequence=5), "main has only 4 events"),
+            (line(edition="what-if"), "does not say where its edition diverges"),
+        ],
+    )
+    async def test_a_bad_line_holds_its_branch_back(
+        self, store: Store, main: list[dict[str, Any]], bad: dict[str, Any], why: str
+    ) -> None:
+        after = [line(edition="what-if", sequence=3), branch_line(3)]
+        report = await load(store, [*main, bad, *after, branch_line(2, "other")])
+        assert [problem.number for problem in report.bad_lines] == [5]
+        assert why in report.bad_lines[0].why
+        assert (report.stored, report.branches, report.held_back) == (4, 1, 2)
+        assert [e async for e in store.events.editions("orders")] == ["main", "other"]
+
+    async def test_a_branch_that_has_left_elsewhere(
+        self, store: Store, main: list[dict[str, Any]]
+    ) -> None:
+        await load(store, [*main, branch_line(2)])
+        own = line(data="own", edition="what-if")
+        report = await load(store, [branch_line(3), own])
+        assert report.bad_lines == [
+            transfer.BadLine(1, "it diverges at 3, but it has diverged at 2 already")
+        ]
+        assert report.held_back == 1
+        report = await load(store, [branch_line(2), dict(own, sequence=1)])
+        assert "its sequence is 1, but its place is 2" in report.bad_lines[0].why
+        report = await load(store, [branch_line(2), own, branch_line(1), own])
+        assert [problem.number for problem in report.bad_lines] == [3]
+        assert (report.stored, report.present, report.held_back) == (1, 1, 1)
+
+    async def test_a_bad_line_of_main_holds_its_branches_back(self, store: Store) -> None:
+        records = [line(data=0), line(data=1, sequence=5), branch_line(1), line("2", data=0)]
+        report = await load(store, records)
+        assert [problem.number for problem in report.bad_lines] == [2]
+        assert (report.stored, report.branches, report.held_back) == (2, 0, 1)
+
+    async def test_nothing_comes_after_a_bad_line_in_a_later_append(
+        self, one_server: Server, prefix: str
+    ) -> None:
+        async with asyncstore.open(
+            one_server.url, key_prefix=prefix, max_append_events=2, max_event_bytes=200
+        ) as store:
+            records = [line(data=n) for n in range(8)]
+            records[2] = line(data="x" * 300)
+            report = await load(store, records)
+            assert (report.stored, report.held_back) == (2, 5)
+            assert await numbers(store) == [0, 1]
+
+
+class TestImportOfTraces:
+    async def test_each_trace_is_an_append(self, store: Store) -> None:
+        records = [
+            line(data=0),
+            line(data=1, idempotency_key="k1", correlation_id="c"),
+            line(data=2, idempotency_key="k1", correlation_id="c"),
+            line(data=3, idempotency_key="k2", source=SOURCE),
+            line(data=4, source=SOURCE),
+            line(data=5, correlation_id=None, idempotency_key="", source=None),
+        ]
+        assert (await load(store, records)).stored == 6
+        await self.check(store)
+        assert (await load(store, records)).present == 6
+        await self.check(store)
+
+    async def check(self, store: Store) -> None:
+        source = Source(**SOURCE)  # type: ignore[arg-type]
+        find = store.events.find_idempotency_key
+        assert sequences(await find(ONE, "k1")) == [1, 2]
+        assert sequences(await find(ONE, "k2")) == [3]
+        assert sequences(await store.events.find_source(ONE, source)) == [3, 4]
+        (book,) = await store.events.correlated("c")
+        assert sequences(book.events) == [1, 2]
+        first, *_, last = await store.events.read(ONE)
+        assert (first.idempotency_key, first.correlation_id, first.source) == (None, None, None)
+        assert (last.idempotency_key, last.correlation_id, last.source) == (None, None, None)
+
+    async def test_a_key_that_others_have_used(self, store: Store) -> None:
+        await store.events.append(ONE, [Event("Other", "x")], expected=NEW, idempotency_key="k")
+        records = [line(data=0), line(data=1, idempotency_key="k"), line(data=2)]
+        for present in (0, 1):
+            report = await load(store, records)
+            assert report.bad_lines == [
+                transfer.BadLine(2, "its idempotency key is in the store, with other events")
+            ]
+            assert (report.present, report.held_back) == (present, 1)
+            assert await numbers(store) == ["x", 0]
+
+    async def test_a_key_that_the_same_events_have_used(self, store: Store) -> None:
+        records = [line(data=n, idempotency_key=f"k{n}") for n in range(3)]
+        await load(store, records)
+        report = await load(store, [*records, line(data=3, idempotency_key="k1")])
+        assert (report.stored, report.present) == (0, 3)
+        assert [problem.number for problem in report.bad_lines] == [4]
+
+    async def test_an_append_with_a_key_is_whole_or_not_there(
+        self, one_server: Server, prefix: str
+    ) -> None:
+        def keyed(data: Any) -> dict[str, Any]:
+            return line(data=data, idempotency_key="k")
+
+        async with asyncstore.open(
+            one_server.url, key_prefix=prefix, max_append_events=3, max_event_bytes=300
+        ) as store:
+            report = await load(store, [line(data=0), *map(keyed, range(4))])
+            assert "max_append_events" in report.bad_lines[0].why
+            assert (report.stored, report.held_back) == (1, 3)
+            report = await load(store, [line(data=0), keyed(1), keyed("x" * 400), keyed(3)])
+            assert [problem.number for problem in report.bad_lines] == [3]
+            assert (report.present, report.held_back) == (1, 2)
+            assert await numbers(store) == [0]
+            assert (await load(store, [line(data=0), *map(keyed, range(3))])).stored == 3
+
+    async def test_an_append_that_goes_on_waits_for_its_end(self, store: Store) -> None:
+        keyed = [line(data=n, idempotency_key="k", append_continues=n < 3) for n in range(4)]
+        report = await load(store, keyed[:3])
+        assert (report.stored, report.held_back, report.bad_lines) == (0, 3, [])
+        assert await numbers(store) == []
+        loading = transfer.Import(store)
+        for numbered_line in lines_of(keyed):
+            await loading.load([numbered_line])
+        assert (loading.report.stored, loading.report.held_back) == (4, 0)
+        assert len(await store.events.find_idempotency_key(ONE, "k")) == 4
+        report = await load(store, [*keyed, line("2", data=0, **keyed_on("a")), line("2")])
+        assert (report.present, report.held_back) == (4, 1)
+        assert "of another" in report.bad_lines[0].why
+
+    async def test_a_changed_line_among_many_traces_is_noticed(self, store: Store) -> None:
+        records = [line(data=n, correlation_id=f"c{n}") for n in range(6)]
+        await load(store, records)
+        records[2] = line(data="changed", correlation_id="c2")
+        report = await load(store, records)
+        assert [problem.number for problem in report.bad_lines] == [3]
+        assert "later lines of its aggregate, but not this one" in report.bad_lines[0].why
+        assert await numbers(store) == list(range(6))
+
+
+def keyed_on(key: str) -> dict[str, Any]:
+    return {"idempotency_key": key, "append_continues": True}
+
+
+async def fill(store: Store) -> None:
+    """Put in what there can be: branches with and without events, all traces, bytes."""
+    append, source = store.events.append, Source("payments", "p 1", "what-if", 7)
+    for root in ("1", "☃"):
+        one = Aggregate("orders", root)
+        await append(one, numbered(2), expected=NEW)
+        await append(one, numbered(3), expected=2, idempotency_key="k1", correlation_id="checkout")
+        await append(one, [Event("Raw", b"\x00\xff")], expected=5, source=source)
+        await append(one, numbered(2), expected=6, idempotency_key="k2", source=source)
+        await append(one.on("what-if"), numbered(3), expected=3, idempotency_key="k1")
+        await append(one.on("what-if"), numbered(1), expected=6, correlation_id="checkout")
+        await append(one.on("another"), [Event("Raw", b"\n", metadata={"a": 1})], expected=0)
+        await store.events.branch(one.on("empty"), at=8)
+    await store.events.branch(Aggregate("carts", "none").on("early"), at=0)
+
+
+async def exported(store: Store) -> list[bytes]:
+    """Aggregates come in no particular order."""
+    return sorted(await listed(transfer.export_lines(store)))
+
+
+@pytest.fixture
+async def copy(server: Server, prefix: str) -> AsyncIterator[Store]:
+    async with asyncstore.open(server.url, key_prefix=prefix + "copy:") as opened:
+        yield opened
+
+
+class TestExportOfEditionsAndTraces:
+    async def test_there_and_back(self, store: Store, copy: Store) -> None:
+        await fill(store)
+        lines = await listed(transfer.export_lines(store))
+        for times in range(2):
+            report = await load(copy, lines)
+            assert (report.bad_lines, report.held_back) == ([], 0)
+            assert (report.stored, report.branches) == ((26, 7) if times == 0 else (0, 0))
+            assert await exported(copy) == sorted(lines)
+        for root in ("1", "☃"):
+            for edition in ("main", "what-if", "another", "empty"):
+                place = Aggregate("orders", root, edition)
+                assert await copy.events.read(place) == await store.events.read(place)
+                for key in ("k1", "k2"):
+                    there = await store.events.find_idempotency_key(place, key)
+                    assert await copy.events.find_idempotency_key(place, key) == there
+        books = await store.events.correlated("checkout")
+        assert await copy.events.correlated("checkout") == books
+
+    async def test_the_order_and_the_form_of_lines(self, store: Store) -> None:
+        await fill(store)
+        lines = [json.loads(text) for text in await listed(transfer.export_lines(store))]
+        assert lines[0] == {"domain": "carts", "edition": "early", "root": "none", "diverges_at": 0}
+        shown = [
+            (fields["edition"], fields.get("diverges_at"), fields.get("sequence"))
+            for fields in lines
+            if fields["root"] == "1"
+        ]
+        assert shown == [
+            *(("main", None, n) for n in range(8)),
+            ("another", 0, None),
+            ("another", None, 0),
+            ("empty", 8, None),
+            ("what-if", 3, None),
+            *(("what-if", None, n) for n in range(3, 7)),
+        ]
+        main = [fields for fields in lines if (fields["root"], fields["edition"]) == ("1", "main")]
+        assert [fields.get("append_continues") for fields in main] == (
+            [None, None, True, True, None, None, True, None]
+        )
+        assert [fields.get("idempotency_key") for fields in main] == (
+            [None, None, "k1", "k1", "k1", None, "k2", "k2"]
+        )
+        assert [fields.get("correlation_id") for fields in main[1:6]] == (
+            [None, "checkout", "checkout", "checkout", None]
+        )
+        assert main[7]["source"] == {
+            "domain": "payments",
+            "root": "p 1",
+            "edition": "what-if",
+            "sequence": 7,
+        }
+        assert "source" not in main[4]
+
+    async def test_cut_off_anywhere_it_completes_the_next_time(
+        self, one_server: Server, prefix: str
+    ) -> None:
+        async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+            await fill(store)
+            lines = await listed(transfer.export_lines(store))
+        for cut in range(len(lines)):
+            async with asyncstore.open(one_server.url, key_prefix=f"{prefix}{cut}:") as other:
+                await load(other, [*lines[:cut], lines[cut][:20]])
+                loading = transfer.Import(other)
+                numbered_lines = lines_of(lines)
+                for first in range(0, len(lines), 4):
+                    await loading.load(numbered_lines[first : first + 4])
+                assert (loading.report.bad_lines, loading.report.held_back) == ([], 0)
+                assert await exported(other) == sorted(lines)
+
+    async def test_branches_are_those_from_before_main_was_read(
+        self, store: Store, copy: Store
+    ) -> None:
+        await store.events.append(ONE, numbered(2), expected=NEW)
+        export = transfer.export_lines(store)
+        lines = [await anext(export)]
+        await store.events.append(ONE, numbered(2), expected=2)
+        await store.events.branch(WHAT_IF, at=4)
+        lines += [text async for text in export]
+        assert (await load(copy, lines)).bad_lines == []
+
+    async def test_branches_close_the_gaps_of_main(
+        self, server: Server, prefix: str, store: Store, copy: Store
+    ) -> None:
+        await store.events.append(ONE, numbered(6), expected=NEW)
+        await store.events.append(WHAT_IF, numbered(3, 100), expected=4)
+        await store.events.append(ONE.on("early"), numbered(1, 200), expected=1)
+        keys = Keys(prefix)
+        rewrite_member(server, keys.events(ONE), 2, without_end)
+        rewrite_member(server, keys.events(WHAT_IF), 5, without_end)
+        errors: list[asyncstore.CorruptEvent] = []
+        lines = await listed(transfer.export_lines(store, on_corrupt=errors.append))
+        assert [(error.key, error.sequence) for error in errors] == [
+            (keys.events(ONE), 2),
+            (keys.events(WHAT_IF), 5),
+        ]
+        assert (await load(copy, lines)).bad_lines == []
+        read = copy.events.read
+        assert [event.data["n"] for event in await read(ONE)] == [0, 1, 3, 4, 5]
+        assert [event.data["n"] for event in await read(WHAT_IF)] == [0, 1, 3, 100, 102]
+        assert [event.data["n"] for event in await read(ONE.on("early"))] == [0, 200]
+
+    async def test_a_branch_whose_reply_is_lost(self) -> None:
+        with redis_server(str(embedded.find_binary())) as server:
+            path = Path(urlsplit(server.url).path)
+            async with proxy_to(path) as proxy, asyncstore.open(proxy.url) as store:
+                await load(store, [line(data=0)])
+                proxy.lose = 1
+                report = await load(store, [branch_line(1)])
+                assert proxy.lost == 1
+                assert (report.bad_lines, report.branches + report.present) == ([], 1)
+
+    def test_the_command_line(self, tmp_path: Path) -> None:
+        url, other = (f"embedded://{tmp_path / name}" for name in ("one", "other"))
+        records = [line(data=0), branch_line(1), line(data=1, edition="what-if", **keyed_on("k"))]
+        given = b"\n".join(json.dumps(record).encode() for record in records)
+        done = run("import", "-", "--url", url, given=given)
+        assert b"1 events stored, 1 branches made, 0 were there, 2 aggregates" in done.stderr
+        assert b"1 lines held back: they follow a bad line, or the rest" in done.stderr
+        assert done.returncode == 1
+        records[2]["append_continues"] = False
+        given = b"\n".join(json.dumps(record).encode() for record in records)
+        assert run("import", "-", "--url", url, given=given).returncode == 0
+        out = run("export", "--url", url)
+        assert b"3 lines exported" in out.stderr
+        assert run("import", "-", "--url", other, given=out.stdout).returncode == 0
+        assert run("export", "--url", other).stdout == out.stdout
 
 
 class TestExport:
