@@ -31,9 +31,32 @@ from rich.progress import Progress
 from rich.table import Table
 
 import asyncstore
-from asyncstore import ANY, NEW, Event, RecordedEvent, Store, appends, embedded, scripts
+from asyncstore import (
+    ANY,
+    MAIN,
+    NEW,
+    Aggregate,
+    Event,
+    RecordedEvent,
+    Source,
+    Store,
+    appends,
+    embedded,
+    scripts,
+)
 from benchmarks import machine, picture, script_costs
-from benchmarks.sides import KEYS, Bare, Side, Workload, Writer, all_sides, client_of, fresh
+from benchmarks.sides import (
+    KEYS,
+    Bare,
+    Side,
+    Traced,
+    Traces,
+    Workload,
+    Writer,
+    all_sides,
+    client_of,
+    fresh,
+)
 from tests.servers import redis_server
 
 SEED = 11
@@ -285,6 +308,50 @@ class Bench:
         p50 = await self.p50s("load of a snapshot and 10 events", calls, 10)
         self.budgets.append(Budget("load, p50 / redis-py", p50[OURS] / p50[REDIS_PY], 0.45))
 
+    async def traces(self, store: Store, client: redis.asyncio.Redis) -> None:
+        """Compare appends with and without a key, a source and a correlation id."""
+        key: Traces = lambda n: {"idempotency_key": f"request-{n}"}  # noqa: E731
+        source: Traces = lambda n: {"source": Source("orders", "1", MAIN, n)}  # noqa: E731
+        correlation: Traces = lambda n: {"correlation_id": f"checkout-{n // 10}"}  # noqa: E731
+        sides: list[Side] = [
+            Traced(store, "plain", lambda _: {}),
+            Traced(store, "with a key", key),
+            Traced(store, "with a source", source),
+            Traced(store, "with a correlation id", correlation),
+            Traced(store, "with all three", lambda n: key(n) | source(n) | correlation(n)),
+        ]
+        for concurrency in (ONE_AT_A_TIME, MANY):
+            setting = f"{concurrency} at once"
+            figures = await self.compare(setting, sides, client, concurrency, Workload())
+            self.keep("what an append says of where it comes from", setting, figures)
+
+    async def branches(self, store: Store) -> None:
+        """Compare a branch with a plain aggregate of the same length."""
+        main, branch = fresh(), fresh()
+        events = [Event("Benched", Workload().data()) for _ in range(100)]
+        await store.events.append(main, events, expected=NEW)
+        await store.events.append(branch, events, expected=NEW)
+        branch = branch.on("what-if")
+        await store.events.append(branch, events[50:], expected=50)
+
+        def reading(aggregate: Aggregate) -> Callable[[], Awaitable[int]]:
+            async def read() -> int:
+                return len(await store.events.read(aggregate))
+
+            return read
+
+        def loading(aggregate: Aggregate) -> Callable[[], Awaitable[int]]:
+            async def load() -> int:
+                return len((await store.load(aggregate)).events)
+
+            return load
+
+        sides = {"main": main, "a branch": branch}
+        for what, call in (("read", reading), ("load", loading)):
+            calls = {name: call(aggregate) for name, aggregate in sides.items()}
+            await self.p50s(f"{what} of 100 events", calls, 100)
+        await store.events.delete_edition("bench", "what-if")
+
     async def fairness(self, sides: list[Side]) -> None:
         """Measure what small appends wait for beside one who appends 5,000 events each time."""
         (ours,) = [side for side in sides if side.name == OURS]
@@ -416,6 +483,8 @@ async def measure_embedded(bench: Bench, pictures: Path, sweep_rounds: int) -> N
         await bench.memory(store, client)
         latencies = await bench.appends(sides, client)
         await bench.loads(store, client, sides)
+        await bench.traces(store, client)
+        await bench.branches(store)
         await bench.variations(sides, client)
         await bench.bounds(sides, client)
         await bench.fairness(sides)

@@ -27,17 +27,19 @@ GROUPS = (1, MOST_APPENDS)
 WHOLE = "the whole script"
 
 # What stands in the script, and what stands there without the feature.
-_NUMBER = ("local number = next_commit()", "")
+_NUMBER = ("local number = next_commit()", "now = '1700000000000000'")
 _ROOTS = ("redis.call('ZADD', roots, number, root)", "")
 FEATURES = {
     "check of the sequence": [("redis.call('ZCARD', events)", "expected")],
     "the server's clock": [("redis.call('TIME')", "{ '1700000000', '1' }")],
+    # The number is kept, and counted from 0 in each call.
+    "reading the last number and time": [("redis.call('GET', commits)", "'0'")],
     # Without a new number the root would stay where it is, which costs less: so both, or the index.
     "number of the commit and index of roots": [_NUMBER, _ROOTS],
     "index of roots": [_ROOTS],
     "failure of its own (pcall)": [("pcall(append, ", "true, append(")],
 }
-"""Publishing and idempotency keys are not part of the script yet."""
+"""Publishing is not part of the script yet. Claims cost only those who make them: see bench.py."""
 
 Costs = dict[str, dict[str, float]]
 

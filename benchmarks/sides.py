@@ -8,12 +8,13 @@ call and get its reply.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -140,6 +141,28 @@ class AsyncStore(Side):
 
     def stored(self, reply: Any) -> bool:
         return not reply.duplicate
+
+
+Traces = Callable[[int], dict[str, Any]]
+"""From the number of an append to the keywords of it that say where it comes from."""
+
+
+class Traced(AsyncStore):
+    """The store, with appends that say where they come from."""
+
+    def __init__(self, store: Store, name: str, traces: Traces) -> None:
+        super().__init__(store)
+        self.name = name
+        self._traces = traces
+        self._number = itertools.count()
+
+    async def append(self, prepared: Append) -> Any:
+        return await self.store.events.append(
+            prepared.aggregate,
+            prepared.events,
+            expected=prepared.expected,
+            **self._traces(next(self._number)),
+        )
 
 
 Call = tuple[Sequence[str], Sequence[str | bytes]]
