@@ -241,7 +241,9 @@ class Events:
         async for page in self._pages_of_names(self._keys.correlated(known), _AT_ONCE):
             named = [keys.find_aggregate(place) for place in page]
             books += await _all_of(look_through(place) for place in named if place)
-        return [book for book in books if book.events]
+        # The index is in the order of its members' bytes, where some characters of a name come
+        # before the colon that ends it.
+        return sorted((book for book in books if book.events), key=_place_of)
 
     async def branch(self, aggregate: Aggregate, *, at: int) -> None:
         """Let an aggregate diverge from main on an edition: its next sequence there is `at`.
@@ -403,7 +405,7 @@ class Events:
             page: list[bytes] = await self._transport.command(
                 forms.is_texts, "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, most
             )
-            yield [name.decode() for name in page]
+            yield [name.decode(errors="replace") for name in page]
             if len(page) < most:
                 return
             start = b"(" + page[-1]
@@ -421,13 +423,17 @@ class Events:
             page = _pairs(reply)
             new = [root for root, _ in page if root not in given]
             given.update(new)
-            yield [root.decode() for root in new]
+            yield [root.decode(errors="replace") for root in new]
             if len(page) < most:
                 return
             start = b"(%d" % int(float(page[-1][1]))
 
 
 T = TypeVar("T")
+
+
+def _place_of(book: EventBook) -> tuple[str, str, str]:
+    return book.aggregate.domain, book.aggregate.edition, book.aggregate.root
 
 
 async def _flat(pages: AsyncIterator[list[str]]) -> AsyncIterator[str]:

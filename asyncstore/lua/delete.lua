@@ -44,8 +44,12 @@ for _, id in ipairs(ids) do
 end
 
 local count = redis.call('ZCARD', events)
+-- These fail here, before the first write, if an index is not a sorted set.
 for place = 8, 11 do
-  redis.call('ZCARD', KEYS[place]) -- fails here, before the first write, if it is not a sorted set
+  redis.call('ZCARD', KEYS[place])
+end
+for place = FIRST_KNOWN_KEY + known_handlers, #KEYS do
+  redis.call('ZCARD', KEYS[place])
 end
 for place = FIRST_KNOWN_KEY, #KEYS do
   if place < FIRST_KNOWN_KEY + known_handlers then
