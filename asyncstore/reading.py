@@ -58,12 +58,21 @@ class Range:
         """Whether nothing can be in it."""
         return self.limit == 0 or self.start == self.stop
 
+    def before(self, sequence: int) -> Range:
+        """Return the part of it that is before a sequence."""
+        stop = sequence if self.stop is None else min(self.stop, sequence)
+        return replace(self, start=min(self.start, stop), stop=stop)
+
     def after(self, sequence: int, count: int) -> Range:
         """Return what is left when everything up to `sequence` was looked at, and `count` taken."""
         limit = None if self.limit is None else self.limit - count
         if self.reverse:
             return replace(self, stop=max(sequence, self.start), limit=limit)
         return replace(self, start=sequence + 1, limit=limit)
+
+    def due(self) -> int | None:
+        """Return the sequence that the first event must have, if that is known."""
+        return None if self.reverse or self.until is not None else self.start
 
     def arguments(self, diverge_at: int | None) -> list[str | int]:
         """Return the ARGV of read.lua."""
@@ -89,17 +98,22 @@ class Reader:
     ) -> AsyncIterator[list[RecordedEvent]]:
         """Iterate over pages of events. `diverges_at` is what an earlier page said of that."""
         keys = self._keys.timeline(wanted.aggregate)
+        due = wanted.due()
         while not wanted.is_empty():
             asked_for = wanted.diverge_at if diverges_at is None else diverges_at
             arguments = wanted.arguments(asked_for)
             go_on, stored, *members = await self._transport.run(scripts.READ, keys, arguments)
             if diverges_at is None:
-                diverges_at = _settle(wanted, stored)
-            events, error = await self._decode_page(wanted, members, diverges_at)
+                wanted, diverges_at = _settle(wanted, stored)
+            events, error = await self._decode_page(wanted, due, members, diverges_at)
             yield events
             if error:
                 raise error
+            if events and wanted.until is None:
+                due = events[-1].sequence + (-1 if wanted.reverse else 1)
             if not go_on:
+                if wanted.reverse and due is not None and due >= wanted.start:
+                    raise _missing(self._keys.places(wanted.aggregate, diverges_at), due)
                 return
             wanted = wanted.after(int(go_on), len(events))
 
@@ -129,11 +143,11 @@ class Reader:
         if start >= next_sequence:
             return Loaded(snapshot, [], next_sequence)
         wanted = Range(aggregate, start, next_sequence)
-        diverges_at = _settle(wanted, stored)
+        wanted, diverges_at = _settle(wanted, stored)
         if start != paged_from:
             # The script took a snapshot for a good one that can't be decoded.
             return Loaded(None, await self._rest(wanted, diverges_at), next_sequence)
-        events, error = await self._decode_page(wanted, members, diverges_at)
+        events, error = await self._decode_page(wanted, start, members, diverges_at)
         if error:
             raise error
         if go_on:
@@ -148,8 +162,8 @@ class Reader:
             return []
         wanted = Range(aggregate, expected, actual)
         go_on, diverged_at, *members = page
-        diverges_at = _settle(wanted, diverged_at)
-        events, error = await self._decode_page(wanted, members, diverges_at)
+        wanted, diverges_at = _settle(wanted, diverged_at)
+        events, error = await self._decode_page(wanted, expected, members, diverges_at)
         if error:
             raise error
         if go_on:
@@ -180,13 +194,12 @@ class Reader:
         return [event async for page in self.pages(wanted, diverges_at) for event in page]
 
     async def _decode_page(
-        self, wanted: Range, members: list[bytes], diverges_at: int
+        self, wanted: Range, due: int | None, members: list[bytes], diverges_at: int
     ) -> tuple[list[RecordedEvent], CorruptEvent | None]:
         """Return the events, or those before one that can't be read, and what is wrong with it."""
         events: list[RecordedEvent] = []
         aggregate = wanted.aggregate
         places = self._keys.places(aggregate, diverges_at)
-        due = None if wanted.reverse else wanted.start
         for member in members:
             try:
                 event = RecordedEvent.of_member(aggregate, places, member)
@@ -212,11 +225,9 @@ class Reader:
 
     async def _misplaced(self, places: Places, member: bytes, due: int) -> CorruptEvent:
         key = places.key_at(due)
-        is_there = await self._score(key, member) == due
-        why = "its header names another sequence" if is_there else "the event is missing"
-        if not is_there and key == places.main:
-            why += "; was the main history deleted, from which this edition has diverged?"
-        return CorruptEvent(key, due, why)
+        if await self._score(key, member) == due:
+            return CorruptEvent(key, due, "its header names another sequence")
+        return _missing(places, due)
 
     async def _score(self, key: str, member: bytes) -> int | None:
         """Return where a member stands; None if it is not there."""
@@ -227,11 +238,23 @@ class Reader:
         return int(place) if place.is_integer() and place >= 0 else None
 
 
-def _settle(wanted: Range, stored: bytes) -> int:
-    """Return where the timeline diverges, for all pages, when this is where it has diverged."""
-    diverged_at = int(stored) if stored else None
-    if wanted.diverge_at is None:
-        return _NOWHERE if diverged_at is None else diverged_at
-    if diverged_at not in (None, wanted.diverge_at):
-        raise BranchExists(wanted.aggregate, wanted.diverge_at, diverged_at)
-    return wanted.diverge_at
+def _settle(wanted: Range, stored: bytes) -> tuple[Range, int]:
+    """Return what is wanted and where its timeline diverges, for all pages of the reading.
+
+    `stored` is where the edition has diverged. Where it has not, all there is comes from main: what
+    may be appended to the edition before the next page is no part of it.
+    """
+    asked_for = wanted.diverge_at
+    if not stored:
+        return wanted if asked_for is None else wanted.before(asked_for), _NOWHERE
+    diverged_at = int(stored)
+    if asked_for is not None and asked_for != diverged_at:
+        raise BranchExists(wanted.aggregate, asked_for, diverged_at)
+    return wanted, diverged_at
+
+
+def _missing(places: Places, sequence: int) -> CorruptEvent:
+    key, why = places.key_at(sequence), "the event is missing"
+    if key == places.main:
+        why += "; was the main history deleted, from which this edition has diverged?"
+    return CorruptEvent(key, sequence, why)
