@@ -74,6 +74,14 @@ class Range:
         """Return the sequence that the first event must have, if that is known."""
         return None if self.reverse or self.until is not None else self.start
 
+    def must_have(self, due: int, diverges_at: int) -> bool:
+        """Whether an event is missing when none is left and this one would be the next."""
+        if self.reverse:
+            return due >= self.start
+        # What was there before an edition diverged is known; where a timeline ends is not.
+        ends_at_least_at = 0 if diverges_at == _NOWHERE else diverges_at
+        return due < ends_at_least_at and (self.stop is None or due < self.stop)
+
     def arguments(self, diverge_at: int | None) -> list[str | int]:
         """Return the ARGV of read.lua."""
         return [
@@ -112,7 +120,7 @@ class Reader:
             if events and wanted.until is None:
                 due = events[-1].sequence + (-1 if wanted.reverse else 1)
             if not go_on:
-                if wanted.reverse and due is not None and due >= wanted.start:
+                if due is not None and wanted.must_have(due, diverges_at):
                     raise _missing(self._keys.places(wanted.aggregate, diverges_at), due)
                 return
             wanted = wanted.after(int(go_on), len(events))
@@ -152,6 +160,8 @@ class Reader:
             raise error
         if go_on:
             events += await self._rest(wanted.after(int(go_on), 0), diverges_at)
+        if len(events) < next_sequence - start:
+            raise _missing(self._keys.places(aggregate, diverges_at), start + len(events))
         return Loaded(snapshot, events, next_sequence)
 
     async def missed(
