@@ -134,7 +134,7 @@ local function append(events, root, expected, first, last, options, branch, trac
   if sequence ~= next_sequence and not (is_a_new_branch and sequence < next_sequence) then
     return conflict(events, branch, diverges_at, sequence, next_sequence, options)
   end
-  if trace then
+  if trace and not trace.key then
     redis.call('ZCARD', trace.claims) -- fails here, before the first write, if it is something else
   end
 
@@ -156,9 +156,12 @@ local function append(events, root, expected, first, last, options, branch, trac
   end
   if trace then
     local how_many = string.format(' %.0f', (last - first + 1) / 2)
+    local claims = {}
     for _, what in ipairs(trace) do
-      redis.call('ZADD', trace.claims, 0, claim_of(what, sequence) .. how_many)
+      claims[#claims + 1] = '0'
+      claims[#claims + 1] = claim_of(what, sequence) .. how_many
     end
+    redis.call('ZADD', trace.claims, unpack(claims))
   end
   add(events, sequence, first, last)
   return { 'ok', sequence }
