@@ -48,6 +48,7 @@ _ID_BYTES = 16
 _BYTES = "bytes"
 _JSON = "json"
 _RETENTIONS: Final = {retention.value: retention for retention in Retention}
+_SOURCE_TYPES: Final = [str, str, str, int]
 _SNAPSHOT_TYPES: Final = [int, int, str, str, int]
 
 
@@ -108,7 +109,7 @@ class Extras:
     metadata: dict[str, Any] | None = None
     idempotency_key: str | None = None
     correlation_id: str | None = None
-    source: Source | None = None
+    source: Source | list[Any] | None = None  # a list as it is stored; see decode_source
 
 
 _NO_EXTRAS: Final = Extras()
@@ -157,15 +158,21 @@ def _decode_extras(fields: object) -> Extras:
     key, correlation = fields.get("key"), fields.get("correlation")
     if not (isinstance(key, str | None) and isinstance(correlation, str | None)):
         raise Undecodable("its key or its correlation id is not a text")
-    return Extras(encoding, metadata, key, correlation, _decode_source(fields.get("source")))
+    source = fields.get("source")
+    if source is not None and not _is_source(source):
+        raise Undecodable("its source is none")
+    return Extras(encoding, metadata, key, correlation, source)
 
 
-def _decode_source(fields: object) -> Source | None:
-    if fields is None:
-        return None
+def _is_source(fields: object) -> bool:
+    return type(fields) is list and [type(field) for field in fields] == _SOURCE_TYPES
+
+
+def decode_source(fields: Sequence[Any]) -> Source:
+    """Return the source that a header names, or raise Undecodable."""
     try:
-        return Source(*fields)  # type: ignore[misc]
-    except (TypeError, InvalidName, InvalidValue):
+        return Source(*fields)
+    except (InvalidName, InvalidValue):
         raise Undecodable("its source is none") from None
 
 
@@ -219,14 +226,21 @@ def decode_snapshot(reply: Sequence[bytes]) -> Snapshot | None:
 def _newest_fields(named: Mapping[bytes, bytes]) -> list[int | str]:
     try:
         return [
-            int(named[b"sequence"]),
-            int(named[b"time"]),
+            _number(named[b"sequence"]),
+            _number(named[b"time"]),
             named[b"retention"].decode(),
             named[b"encoding"].decode(),
-            int(named.get(b"schema", b"0")),
+            _number(named.get(b"schema", b"0")),
         ]
     except (KeyError, ValueError):
         raise Undecodable("it does not have the fields of a snapshot") from None
+
+
+def _number(digits: bytes) -> int:
+    """Return the number; int() alone would take signs, blanks and underscores, too."""
+    if not digits.isdigit():
+        raise ValueError
+    return int(digits)
 
 
 # Bodies

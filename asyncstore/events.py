@@ -17,11 +17,12 @@ from asyncstore.errors import (
 )
 from asyncstore.names import (
     MAIN,
+    check_bool,
     check_edition,
     check_id,
     check_name,
+    check_schema_version,
     check_sequence,
-    check_whole_number,
 )
 from asyncstore.reading import Range, Reader
 from asyncstore.recorded import EventBook, Loaded, RecordedEvent
@@ -108,6 +109,7 @@ class Events:
         check_aggregate(aggregate)
         expected = check_expected(expected)
         trace = check_trace(idempotency_key, correlation_id, source)
+        check_bool("missed", missed)
         batch = _check_batch(events)
         if not batch:
             end = await self.next_sequence(aggregate)
@@ -128,7 +130,7 @@ class Events:
             return Appended(value, value + parts[2] - 1, duplicate=True)
         if tag == b"conflict" and expected is not ANY:
             page = parts[2:]
-            new = await self._reader.missed(aggregate, expected, value, page) if page else None
+            new = await self._reader.missed(aggregate, expected, value, page) if missed else None
             raise SequenceConflict(aggregate, expected, value, new)
         if tag == b"error":
             raise self._transport.refused("append", value.decode(errors="replace"))
@@ -200,7 +202,7 @@ class Events:
         be decoded.
         """
         if schema_version is not None:
-            check_whole_number("schema_version", schema_version)
+            schema_version = check_schema_version(schema_version)
         return await self._reader.load(aggregate, schema_version)
 
     async def find_source(self, aggregate: Aggregate, source: Source) -> list[RecordedEvent]:
@@ -226,8 +228,8 @@ class Events:
         """Return the events of all aggregates and editions that were appended with this id.
 
         One book for each aggregate, in the order of their domains, editions and roots. Events
-        whose append was acknowledged before are never missing. One round trip, and one more for
-        each aggregate that has some, all at once.
+        whose append was acknowledged before are never missing. One call for the index, and one for
+        each aggregate that it names, a hundred at a time.
         """
         known = check_id("correlation_id", correlation_id)
         if known is None:
@@ -281,42 +283,60 @@ class Events:
         return None if value is None else int(value)
 
     async def delete(self, aggregate: Aggregate) -> int:
-        """Erase an aggregate on its edition, in one atomic step.
+        """Erase an aggregate on its edition.
 
-        What goes are its events, snapshots, positions, claims of keys, sources and correlation
-        ids, its divergence, and its entries in all indexes. Returns how many events there were; 0
+        What goes in one atomic step are its events, snapshots, positions, claims of keys, sources
+        and correlation ids, its divergence, and its entries in the indexes of roots, editions and
+        domains. Right after that go its entries in the indexes of its correlation ids; if it is cut
+        off there, the next `delete` goes on. Returns how many events there were; 0
         for an unknown one; an edition's own ones. Its next event gets sequence 0, or on an edition
         that of main.
 
-        Editions that have diverged from a main history keep their own events, but can't be read
-        any more when it is deleted: delete them, too. The server's backups and its append-only
-        file, until it is rewritten, still have what was deleted.
+        Editions that have diverged from a main history keep their own events when it is deleted,
+        and can't be read any more until main has as many events again, which they would then show:
+        delete them, too. An append whose reply was lost may be sent again after the deletion, and
+        is stored anew. Other aggregates may name the root as the source of their events; the
+        server's backups, and its append-only file until it is rewritten, have what was deleted.
         """
         check_aggregate(aggregate)
         handlers: list[str] = []
-        correlation_ids: list[str] = []
         names = [aggregate.domain, aggregate.edition, aggregate.root]
         own = [
             self._keys.events(aggregate),
             *self._keys.snapshots(aggregate),
             self._keys.handlers(aggregate),
             self._keys.claims(aggregate),
+            self._keys.erasing(aggregate),
             self._keys.divergence(aggregate),
             *self._index_keys(aggregate),
             self._keys.attached(aggregate.domain, aggregate.edition),
         ]
         for _ in range(_DELETE_ROUNDS):
             positions = [self._keys.position(name, aggregate) for name in handlers]
-            indexes = [self._keys.correlated(name) for name in correlation_ids]
             outcome, *rest = await self._transport.run(
-                scripts.DELETE,
-                [*own, *positions, *indexes],
-                [*names, len(handlers), *handlers, *correlation_ids],
+                scripts.DELETE, [*own, *positions], [*names, *handlers]
             )
             if outcome == b"ok":
-                return int(rest[0])
-            handlers, correlation_ids = ([name.decode() for name in names] for names in rest)
+                count, ids = rest
+                if ids:
+                    await self._erase_correlations(aggregate, ids)
+                return int(count)
+            handlers = [name.decode(errors="replace") for name in rest[0]]
         raise self._transport.misfit("delete")
+
+    async def _erase_correlations(self, aggregate: Aggregate, ids: list[bytes]) -> None:
+        """Take an aggregate that was erased out of the indexes of correlation ids."""
+        own = [
+            self._keys.erasing(aggregate),
+            self._keys.claims(aggregate),
+            self._keys.attached(aggregate.domain, aggregate.edition),
+            self._keys.handlers(aggregate),
+            self._keys.snapshots(aggregate)[0],
+        ]
+        names = [aggregate.domain, aggregate.edition, aggregate.root]
+        while ids:
+            indexes = [self._keys.correlated(name.decode(errors="replace")) for name in ids]
+            ids = await self._transport.run(scripts.ERASE, [*own, *indexes], [*names, *ids])
 
     async def delete_edition(self, domain: str, edition: str) -> int:
         """Erase all aggregates of a domain on an edition; main is refused: `ProtectedEdition`.

@@ -11,9 +11,11 @@ import inspect
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
+from weakref import WeakValueDictionary
 
+from asyncstore import codec
 from asyncstore.errors import (
     InvalidType,
     InvalidValue,
@@ -23,7 +25,7 @@ from asyncstore.errors import (
     StoreUnavailable,
     UnexpectedReply,
 )
-from asyncstore.names import MAIN, check_whole_number
+from asyncstore.names import MAIN, check_schema_version, check_whole_number
 from asyncstore.values import Aggregate, Appended, Event
 
 if TYPE_CHECKING:
@@ -48,9 +50,9 @@ class FoldOptions(TypedDict, total=False):
     """How `Store.fold` and `Store.update` use snapshots.
 
     `snapshot_every`: keep one when so many events came after the last; None keeps none.
-    `schema_version`: of the form that `dump` gives a state; snapshots of another are passed over.
-    `dump`, `restore`: from a state to what a snapshot can hold (JSON or bytes), and back. Without
-    them the state is kept as it is.
+    `schema_version`: says what state it is and in which form; snapshots of another are passed over.
+    `dump`, `restore`: from a state to what a snapshot can hold, and back. Without them the state
+    must be what JSON gives back (dict with str keys, list, str, int, float, bool, None) or bytes.
     """
 
     snapshot_every: int | None
@@ -72,7 +74,7 @@ class Fold(Generic[S]):
 
     def __post_init__(self) -> None:
         _check_callable("apply", self.apply)
-        check_whole_number("schema_version", self.schema_version)
+        object.__setattr__(self, "schema_version", check_schema_version(self.schema_version))
         if self.snapshot_every is not None:
             _check_at_least_one("snapshot_every", self.snapshot_every)
         for name in ("dump", "restore"):
@@ -83,6 +85,16 @@ class Fold(Generic[S]):
         """Return the state after more events."""
         for event in events:
             state = self.apply(state, event)
+        return state
+
+    def dumped(self, state: S) -> Any:
+        """Return what a snapshot of the state holds, or raise if it would come back changed."""
+        if self.dump is not None:
+            return self.dump(state)
+        body, encoding = codec.encode_state(state)
+        if codec.decode_body(body, encoding) != state:
+            why = f"a {type(state).__name__} does not come back from JSON as it was: give dump"
+            raise InvalidType("dump", f"{why} and restore")
         return state
 
     def restored(self, state: Any) -> S:
@@ -97,6 +109,9 @@ class Folder:
 
     _events: Events
     _snapshots: Snapshots
+    _turns: WeakValueDictionary[Aggregate, asyncio.Lock] = field(
+        default_factory=WeakValueDictionary
+    )
 
     async def fold(self, aggregate: Aggregate, how: Fold[S]) -> tuple[S, int]:
         """Return the state of an aggregate, and its next sequence."""
@@ -113,8 +128,10 @@ class Folder:
                 events = await self._events.read(aggregate, stop=loaded.next_sequence)
         state = how.over(state, events)
         every = how.snapshot_every
-        if every is not None and events and loaded.next_sequence - since >= every:
-            await self._keep(aggregate, events[-1], how.dump(state) if how.dump else state, how)
+        if every is not None:
+            dumped = how.dumped(state)  # each time: what can't be kept shows with the first call
+            if events and loaded.next_sequence - since >= every:
+                await self._keep(aggregate, events[-1], dumped, how)
         return state, loaded.next_sequence
 
     async def _keep(
@@ -137,34 +154,75 @@ class Folder:
         """Append what `decide` makes of the state; decide again when somebody was faster."""
         _check_callable("decide", decide)
         _check_at_least_one("tries", tries)
+        done = await self._done_before(aggregate, trace)
+        if done is not None:
+            return done
         state, next_sequence = await self.fold(aggregate, how)
-        pause = _FIRST_PAUSE
+        try:
+            return await self._try(aggregate, decide, state, next_sequence, trace)
+        except SequenceConflict as refusal:
+            if tries == 1:
+                raise
+            # Those of this store that were refused take turns, and have only others to fear.
+            turn = self._turns.setdefault(aggregate, asyncio.Lock())
+            async with turn:
+                return await self._try_again(decide, how, tries - 1, trace, state, refusal)
+
+    async def _done_before(self, aggregate: Aggregate, trace: Trace) -> Appended | None:
+        """Return what the key was used for: on a state that has its effect, nothing is decided."""
+        if trace.idempotency_key is None:
+            return None
+        found = await self._events.find_idempotency_key(aggregate, trace.idempotency_key)
+        if not found:
+            return None
+        return Appended(found[0].sequence, found[-1].sequence, duplicate=True)
+
+    async def _try_again(
+        self,
+        decide: Decide[S],
+        how: Fold[S],
+        tries: int,
+        trace: Trace,
+        state: S,
+        refusal: SequenceConflict,
+    ) -> Appended:
+        aggregate, pause = refusal.aggregate, _FIRST_PAUSE
         while True:
-            decision = decide(state)
-            events = [*(await decision if inspect.isawaitable(decision) else decision)]
-            if not events:
-                return Appended(next_sequence, next_sequence - 1)
+            if refusal.missed and aggregate.edition == MAIN:
+                state, next_sequence = how.over(state, refusal.missed), refusal.actual
+            else:
+                # It was deleted, or the edition has diverged from what we have seen of main.
+                state, next_sequence = await self.fold(aggregate, how)
             try:
-                return await self._events.append(
-                    aggregate,
-                    events,
-                    expected=next_sequence,
-                    idempotency_key=trace.idempotency_key,
-                    correlation_id=trace.correlation_id,
-                    source=trace.source,
-                    missed=True,
-                )
+                return await self._try(aggregate, decide, state, next_sequence, trace)
             except SequenceConflict as conflict:
                 tries -= 1
                 if not tries:
                     raise
-                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                if conflict.missed and aggregate.edition == MAIN:
-                    state, next_sequence = how.over(state, conflict.missed), conflict.actual
-                else:
-                    # It was deleted, or the edition has diverged from what we have seen of main.
-                    state, next_sequence = await self.fold(aggregate, how)
+                refusal = conflict
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _try(
+        self, aggregate: Aggregate, decide: Decide[S], state: S, next_sequence: int, trace: Trace
+    ) -> Appended:
+        decision = decide(state)
+        events = await decision if inspect.isawaitable(decision) else decision
+        if not isinstance(events, Iterable):
+            why = f"it must return a list of Event, not {type(events).__name__}"
+            raise InvalidType("decide", why)
+        batch = list(events)
+        if not batch:
+            return Appended(next_sequence, next_sequence - 1)
+        return await self._events.append(
+            aggregate,
+            batch,
+            expected=next_sequence,
+            idempotency_key=trace.idempotency_key,
+            correlation_id=trace.correlation_id,
+            source=trace.source,
+            missed=True,
+        )
 
 
 def _check_callable(name: str, value: object) -> None:

@@ -102,12 +102,12 @@ def is_branched(reply: Any) -> bool:
 
 
 def is_deleted(reply: Any) -> bool:
-    """What delete.lua answers: 'ok' and a number, or 'more' and two lists of names."""
+    """What delete.lua answers: 'ok', a number and names, or 'more' and names."""
     if type(reply) is not list or len(reply) < 2:
         return False
     if reply[0] == b"ok":
-        return len(reply) == 2 and is_count(reply[1])
-    return reply[0] == b"more" and len(reply) == 3 and is_texts(reply[1]) and is_texts(reply[2])
+        return len(reply) == 3 and is_count(reply[1]) and is_texts(reply[2])
+    return reply[0] == b"more" and len(reply) == 2 and is_texts(reply[1])
 
 
 def is_anything(_: Any) -> bool:

@@ -74,6 +74,10 @@ class Keys:
         """
         return f"{self.prefix}claims:{_place(aggregate)}"
 
+    def erasing(self, aggregate: Aggregate) -> str:
+        """Sorted set: claims of an aggregate that was erased, until no index names it any more."""
+        return f"{self.prefix}erasing:{_place(aggregate)}"
+
     def places(self, aggregate: Aggregate, diverges_at: int) -> Places:
         """Return where the events of a timeline are that diverges there."""
         if aggregate.edition == MAIN:
@@ -100,9 +104,9 @@ class Keys:
         return f"{self.prefix}domains:{_TAG}"
 
     def attached(self, domain: str, edition: str) -> str:
-        """Sorted set, all scores 0: roots that may have a position or snapshot on an edition.
+        """Sorted set, all scores 0: roots that may have something on an edition without events.
 
-        So that deleting the edition finds those that have no events there.
+        That is a position, a snapshot, or an erasure that was cut off.
         """
         return f"{self.prefix}attached:{domain}:{edition}:{_TAG}"
 

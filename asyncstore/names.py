@@ -20,6 +20,8 @@ MAX_ID = 512  # bytes of UTF-8
 MAX_SEQUENCE = 2**53 - 1
 """The largest sequence: scores of a sorted set are doubles, exact up to here."""
 
+MAX_SCHEMA_VERSION = 2**31 - 1
+
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -96,7 +98,8 @@ def check_sequence(argument: str, value: int) -> int:
     """Return `value` if it is a whole number that can be a sequence."""
     check_whole_number(argument, value)
     if value > MAX_SEQUENCE:
-        raise InvalidValue(argument, f"{value} is beyond the largest sequence, {MAX_SEQUENCE}")
+        why = f"{_shown(value)} is beyond the largest sequence, {MAX_SEQUENCE}"
+        raise InvalidValue(argument, why)
     return int(value)
 
 
@@ -105,8 +108,28 @@ def check_whole_number(argument: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidType(argument, f"a whole number is wanted, not {type(value).__name__}")
     if value < 0:
-        raise InvalidValue(argument, f"{value} is negative")
+        raise InvalidValue(argument, f"{_shown(value)} is negative")
     return int(value)
+
+
+def check_schema_version(value: int) -> int:
+    """Return `value` if it can be the schema version of a snapshot."""
+    check_whole_number("schema_version", value)
+    if value > MAX_SCHEMA_VERSION:
+        raise InvalidValue("schema_version", f"it is beyond the largest, {MAX_SCHEMA_VERSION}")
+    return int(value)
+
+
+def check_bool(argument: str, value: bool) -> bool:
+    """Return `value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise InvalidType(argument, f"True or False is wanted, not {type(value).__name__}")
+    return value
+
+
+def _shown(value: int) -> str:
+    """Return the number, or for one that is too long to be shown that it is."""
+    return str(value) if value.bit_length() <= 64 else "a number of many digits"
 
 
 def _check_is_str(part: str, value: object) -> None:

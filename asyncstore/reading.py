@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from asyncstore import codec, forms, scripts
 from asyncstore.errors import BranchExists, CorruptEvent, InvalidValue
-from asyncstore.names import MAIN, MAX_SEQUENCE, check_sequence, check_whole_number
+from asyncstore.names import (
+    MAIN,
+    MAX_SEQUENCE,
+    check_bool,
+    check_sequence,
+    check_whole_number,
+)
 from asyncstore.recorded import Loaded, RecordedEvent
 from asyncstore.snapshots import decode_or_warn
 from asyncstore.values import Aggregate, check_aggregate, check_moment
@@ -47,6 +53,7 @@ class Range:
             raise InvalidValue("stop", f"{self.stop} is before start, {self.start}")
         if self.limit is not None:
             check_whole_number("limit", self.limit)
+        check_bool("reverse", self.reverse)
         if self.until is not None:
             check_moment("until", self.until)
         if self.diverge_at is not None:
@@ -74,13 +81,17 @@ class Range:
         """Return the sequence that the first event must have, if that is known."""
         return None if self.reverse or self.until is not None else self.start
 
-    def must_have(self, due: int, diverges_at: int) -> bool:
-        """Whether an event is missing when none is left and this one would be the next."""
-        if self.reverse:
-            return due >= self.start
+    def gap(self, due: int | None, diverges_at: int) -> int | None:
+        """Return a sequence that is missing when none is left and `due` would be the next."""
+        if self.until is not None:
+            return None
         # What was there before an edition diverged is known; where a timeline ends is not.
-        ends_at_least_at = 0 if diverges_at == _NOWHERE else diverges_at
-        return due < ends_at_least_at and (self.stop is None or due < self.stop)
+        known = 0 if diverges_at == _NOWHERE else diverges_at
+        end = known if self.stop is None else min(known, self.stop)
+        if self.reverse:
+            due = end - 1 if due is None else due
+            return due if due >= self.start else None
+        return due if due is not None and due < end else None
 
     def arguments(self, diverge_at: int | None) -> list[str | int]:
         """Return the ARGV of read.lua."""
@@ -120,8 +131,9 @@ class Reader:
             if events and wanted.until is None:
                 due = events[-1].sequence + (-1 if wanted.reverse else 1)
             if not go_on:
-                if due is not None and wanted.must_have(due, diverges_at):
-                    raise _missing(self._keys.places(wanted.aggregate, diverges_at), due)
+                gap = wanted.gap(due, diverges_at)
+                if gap is not None:
+                    raise _missing(self._keys.places(wanted.aggregate, diverges_at), gap)
                 return
             wanted = wanted.after(int(go_on), len(events))
 
@@ -148,12 +160,14 @@ class Reader:
         go_on, stored, *members = page
         snapshot = decode_or_warn(aggregate, fields, schema_version)
         start = 0 if snapshot is None else snapshot.sequence + 1
+        if start != paged_from:
+            # The script took a snapshot for a good one that can't be decoded, or the other way.
+            snapshot, start = None, 0
         if start >= next_sequence:
             return Loaded(snapshot, [], next_sequence)
         wanted = Range(aggregate, start, next_sequence)
         wanted, diverges_at = _settle(wanted, stored)
         if start != paged_from:
-            # The script took a snapshot for a good one that can't be decoded.
             return Loaded(None, await self._rest(wanted, diverges_at), next_sequence)
         events, error = await self._decode_page(wanted, start, members, diverges_at)
         if error:
@@ -166,11 +180,17 @@ class Reader:
 
     async def missed(
         self, aggregate: Aggregate, expected: int, actual: int, page: list[bytes]
-    ) -> list[RecordedEvent]:
-        """Return what a conflict brought of the events from `expected` on, and the rest."""
+    ) -> list[RecordedEvent] | None:
+        """Return what a conflict brought of the events from `expected` on, and the rest.
+
+        None if they are not all there any more.
+        """
         if expected >= actual:
             return []
         wanted = Range(aggregate, expected, actual)
+        if not page:
+            events = await self.read(wanted)
+            return events if len(events) == actual - expected else None
         go_on, diverged_at, *members = page
         wanted, diverges_at = _settle(wanted, diverged_at)
         events, error = await self._decode_page(wanted, expected, members, diverges_at)
@@ -178,7 +198,7 @@ class Reader:
             raise error
         if go_on:
             events += await self._rest(wanted.after(int(go_on), 0), diverges_at)
-        return events
+        return events if len(events) == actual - expected else None
 
     async def find(self, aggregate: Aggregate, claim: str) -> list[RecordedEvent]:
         """Return the aggregate's own events that a claim names."""

@@ -109,8 +109,7 @@ class RecordedEvent:
             try:
                 self._data = codec.decode_body(body, self._extras.encoding)
             except codec.Undecodable as error:
-                key = self._places.key_at(self._sequence)
-                raise CorruptEvent(key, self._sequence, str(error)) from None
+                raise self._corrupt(error) from None
             self._body = None
         return self._data
 
@@ -142,13 +141,22 @@ class RecordedEvent:
 
     @property
     def source(self) -> Source | None:
-        """The event that made a saga write this one."""
-        return self._extras.source
+        """The event that made a saga write this one. Raises `CorruptEvent`."""
+        source = self._extras.source
+        if not isinstance(source, list):
+            return source
+        try:
+            return codec.decode_source(source)
+        except codec.Undecodable as error:
+            raise self._corrupt(error) from None
 
     @property
     def idempotency_key(self) -> str | None:
         """The key under which the append is stored once."""
         return self._extras.idempotency_key
+
+    def _corrupt(self, error: codec.Undecodable) -> CorruptEvent:
+        return CorruptEvent(self._places.key_at(self._sequence), self._sequence, str(error))
 
     def _fields(self) -> dict[str, Any]:
         """Return everything but the data, which may be impossible to decode."""

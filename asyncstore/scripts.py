@@ -61,6 +61,7 @@ LOAD = load("load", forms.is_loaded)
 FIND = load("find", forms.is_found)
 BRANCH = load("branch", forms.is_branched)
 DELETE = load("delete", forms.is_deleted)
+ERASE = load("erase", forms.is_texts)
 GET_POSITION = load("get_position", forms.is_text_or_nil)
 PUT_POSITION = load("put_position", forms.is_one_text)
 PUT_SNAPSHOT = load("put_snapshot", forms.is_one_text)
@@ -76,6 +77,7 @@ ALL = (
     FIND,
     BRANCH,
     DELETE,
+    ERASE,
     GET_POSITION,
     PUT_POSITION,
     PUT_SNAPSHOT,

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from asyncstore import codec, scripts
 from asyncstore.errors import InvalidType
-from asyncstore.names import MAIN, check_sequence, check_whole_number
+from asyncstore.names import MAIN, check_schema_version, check_sequence
 from asyncstore.values import Retention, Snapshot
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Snapshots:
         sequence = check_sequence("sequence", sequence)
         if not isinstance(retention, Retention):
             raise InvalidType("retention", f"a Retention, not {type(retention).__name__}")
-        schema = check_whole_number("schema_version", schema_version)
+        schema = check_schema_version(schema_version)
         body, encoding = codec.encode_state(state)
         if as_of is not None and not isinstance(as_of, UUID):
             raise InvalidType("as_of", f"a uuid.UUID is wanted, not {type(as_of).__name__}")

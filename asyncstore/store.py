@@ -119,6 +119,9 @@ class Store:
         all events are applied. With `snapshot_every` a new one is kept when so many events came
         after it; `dump` and `restore` say what it holds. See `FoldOptions`. `apply` must return
         the new state rather than change the old one, for `initial` is used again.
+
+        A snapshot is the state of its aggregate: who folds the same aggregates to another state
+        must name another `schema_version`, or would take the one for the other.
         """
         state, _ = await self._folder.fold(aggregate, Fold(apply, initial, **options))
         return state
@@ -141,8 +144,10 @@ class Store:
         The state is what `fold` returns. `decide` may be async; if it returns no events, nothing
         is written. When somebody else has appended in between, the state is taken on with the
         events that were missed, which come with the refusal, and `decide` is asked again, after a
-        short random pause. After `tries` refusals the last `SequenceConflict` is raised. What
-        `decide` raises ends the update, with nothing written.
+        short random pause; updates of this store take turns then. After `tries` refusals the last
+        `SequenceConflict` is raised. What `decide` raises ends the update, with nothing written. It
+        must not change the state that it gets. With an `idempotency_key` that was used before,
+        `decide` is not asked.
         """
         trace = check_trace(idempotency_key, correlation_id, source)
         how = Fold(apply, initial, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+from enum import IntEnum
 from typing import Any
 
 import pytest
@@ -108,7 +109,11 @@ class TestFold:
         found = [await store.snapshots.get(order, at=at) for at in (1, 2, 3)]
         assert [snapshot and snapshot.schema_version for snapshot in found] == [5, 0, 6]
 
-    @pytest.mark.parametrize("field", ["state", "encoding", "sequence"])
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("state", b"{"), ("encoding", b"{"), ("sequence", b"{"), ("schema", b"{")]
+        + [("sequence", text) for text in (b"+1", b"1.5", b"9" * 400, b"-1", b"1e3", b" 1")],
+    )
     async def test_a_broken_snapshot_is_passed_over(
         self,
         server: Server,
@@ -116,12 +121,14 @@ class TestFold:
         order: Aggregate,
         caplog: pytest.LogCaptureFixture,
         field: str,
+        value: bytes,
     ) -> None:
         await store.events.append(order, numbered(4), expected=NEW)
         await store.snapshots.put(order, sequence=1, state=1000)
         key = f"{store.settings.key_prefix}snapshots:orders:main:{{{order.root}}}"
         with server.client() as client:
-            client.hset(key, field, b"{")
+            client.hset(key, field, value)
+        assert sequences((await store.load(order)).events) == [0, 1, 2, 3]
         assert await store.fold(order, summed, 0) == 6
         assert "is passed over" in caplog.text
 
@@ -167,12 +174,34 @@ class TestFold:
         assert await store.snapshots.put(branch, sequence=1, state=1, as_of=before[1].id)
         assert await newest(store, branch) == (1, 1, 0)
 
+    @pytest.mark.parametrize("state", [(1, 2), frozenset([1]), {1: 2}, object()], ids=repr)
+    async def test_a_state_that_would_come_back_changed_is_refused_at_once(
+        self, store: Store, order: Aggregate, state: Any
+    ) -> None:
+        with pytest.raises(InvalidType, match=r"dump|state"):
+            await store.fold(order, lambda kept, _: kept, state, snapshot_every=100)
+        assert await store.fold(order, lambda kept, _: kept, state) is state
+
+    async def test_a_schema_version_may_be_of_an_enum(self, store: Store, order: Aggregate) -> None:
+        class Form(IntEnum):
+            FIRST = 1
+            SECOND = 2
+
+        await store.events.append(order, numbered(4), expected=NEW)
+        for form in (Form.FIRST, Form.SECOND):
+            how: Any = {"schema_version": form, "snapshot_every": 1}
+            assert await store.fold(order, summed, 0, **how) == 6
+            assert await newest(store, order) == (3, 6, int(form))
+        assert (await store.load(order, schema_version=Form.FIRST)).snapshot is None
+
     async def test_bad_options(self, store: Store, order: Aggregate) -> None:
         for options, error in (
             ({"snapshot_every": 0}, InvalidValue),
             ({"snapshot_every": -1}, InvalidValue),
             ({"snapshot_every": True}, InvalidType),
             ({"schema_version": -1}, InvalidValue),
+            ({"schema_version": 2**31}, InvalidValue),
+            ({"schema_version": 10**5000}, InvalidValue),
             ({"schema_version": None}, InvalidType),
             ({"dump": "json"}, InvalidType),
             ({"restore": 5}, InvalidType),
@@ -301,6 +330,37 @@ class TestUpdate:
         assert (done, again) == (Appended(0, 0), Appended(0, 0, duplicate=True))
         (event,) = await store.events.find_source(order, source)
         assert (event.correlation_id, event.idempotency_key) == ("c", "k")
+
+    async def test_a_crowd_with_the_usual_tries(self, store: Store, order: Aggregate) -> None:
+        def decide(total: int) -> list[Event]:
+            return [Event("Counted", {"n": 1, "before": total})]
+
+        await asyncio.gather(*(store.update(order, decide, summed, 0) for _ in range(128)))
+        events = await store.events.read(order)
+        assert [event.data["before"] for event in events] == list(range(128))
+
+    async def test_a_key_that_was_used_is_not_decided_on_again(
+        self, store: Store, order: Aggregate
+    ) -> None:
+        def take(stock: int) -> list[Event]:
+            if stock == 0:
+                raise LookupError("sold out")
+            return [Event("Counted", {"n": -1}), Event("Counted", {"n": 0})]
+
+        await store.events.append(order, [Event("Counted", {"n": 1})], expected=NEW)
+        done = await store.update(order, take, summed, 0, idempotency_key="k")
+        again = await store.update(order, take, summed, 0, idempotency_key="k")
+        assert (done, again) == (Appended(1, 2), Appended(1, 2, duplicate=True))
+        with pytest.raises(LookupError):
+            await store.update(order, take, summed, 0, idempotency_key="k2")
+
+    @pytest.mark.parametrize("decision", [None, 5, Event("A", 1), [1]], ids=repr)
+    async def test_a_decision_that_is_none(
+        self, store: Store, order: Aggregate, decision: Any
+    ) -> None:
+        with pytest.raises(InvalidType, match=r"decide|events"):
+            await store.update(order, lambda _: decision, summed, 0)
+        assert await store.events.next_sequence(order) == 0
 
     async def test_bad_options(self, store: Store, order: Aggregate) -> None:
         for tries, error in ((0, InvalidValue), (1.5, InvalidType)):

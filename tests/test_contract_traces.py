@@ -1072,20 +1072,62 @@ class TestErasure:
         assert self.left(server, prefix) == before
 
     # of the correlation ids: it fails in the middle, when the positions are gone.
-    async def test_an_index_of_another_kind_stops_it_whole(
-        self, server: Server, prefix: str, store: Store, order: Aggregate
+    @pytest.mark.parametrize("where", ["main", "what-if"])
+    async def test_one_that_was_cut_off_is_finished_by_the_next(
+        self, server: Server, prefix: str, store: Store, order: Aggregate, where: str
     ) -> None:
-        await fill(store, order)
+        place = order.on(where)
+        await fill(store, place)
         key = Keys(prefix).correlated("process 1 ☃")
         with server.client() as client:
             client.delete(key)
             client.rpush(key, "somebody else's")
             with pytest.raises(UnexpectedReply, match="WRONGTYPE"):
-                await store.events.delete(order)
+                await store.events.delete(place)
             client.delete(key)
-        assert await store.events.next_sequence(order) == 12
-        assert await store.positions.get("projector", order) == 4
-        assert await store.events.delete(order) == 12
+            assert await store.events.read(place) == []
+            assert await store.positions.get("projector", place) is None
+            # Meanwhile it is begun anew, with one of its old ids.
+            await store.events.append(place, numbered(1), expected=NEW, correlation_id="again")
+            assert await store.events.delete(place) == 1
+            left = {key.decode() for key in client.scan_iter(match=f"{prefix}*", count=1000)}
+        assert left <= {f"{prefix}commits:{{all}}", f"{prefix}layout:{{all}}"}
+
+    async def test_one_that_was_cut_off_is_found_with_its_edition(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        branch = order.on("what-if")
+        await fill(store, branch)
+        key = Keys(prefix).correlated("process 1 ☃")
+        with server.client() as client:
+            client.delete(key)
+            client.rpush(key, "somebody else's")
+            with pytest.raises(UnexpectedReply, match="WRONGTYPE"):
+                await store.events.delete_edition("orders", "what-if")
+            client.delete(key)
+            assert await store.events.delete_edition("orders", "what-if") == 0
+            left = {key.decode() for key in client.scan_iter(match=f"{prefix}*", count=1000)}
+        assert left <= {f"{prefix}commits:{{all}}", f"{prefix}layout:{{all}}"}
+
+    async def test_goes_through_under_appends_with_ever_new_ids(
+        self, store: Store, order: Aggregate
+    ) -> None:
+        done = False
+
+        async def write() -> None:
+            while not done:
+                name = f"{uuid.uuid4()}"
+                await store.events.append(order, numbered(1), expected=ANY, correlation_id=name)
+
+        writers = [asyncio.ensure_future(write()) for _ in range(4)]
+        try:
+            for _ in range(5):
+                await store.events.delete(order)
+        finally:
+            done = True
+            await asyncio.gather(*writers)
+        await store.events.delete(order)
+        assert await store.events.next_sequence(order) == 0
 
     @pytest.mark.parametrize("where", ["main", "what-if"])
     @pytest.mark.parametrize("kind", ["claims", "correlated"])

@@ -10,7 +10,8 @@
 --         expected: the sequence that the first event must get, or '' for any,
 --         how many events,
 --         options, a letter each: 'k', 's', 'c' for claims of a key, a source, a correlation id;
---           'm' to have the missed events with a conflict; then a text for each claim, in this order,
+--           'm' to have the missed events with a conflict, as far as the call has room for them;
+--           then a text for each claim, in this order,
 --         and two for each event: its time in microseconds ('' for the server's time), and what
 --         follows the time in its member (see codec.py)
 -- Reply: for each aggregate {'ok', first sequence}, {'duplicate', first sequence, how many} when its
@@ -28,7 +29,7 @@ local mark, domain, edition, aggregates = ARGV[1], ARGV[2], ARGV[3], tonumber(AR
 local FIRST_KEY, FIRST_ARGUMENT = 5, 5
 local LOOK_AT_ONCE, MOST_LOOKED_AT = 100, 100000 -- of the order of 100 ms
 local EVENTS_A_CALL = 1000 -- unpack fails somewhere below 8,000 values
-local MISSED_A_CONFLICT = 100
+local MISSED_A_CONFLICT, MISSED_BYTES_A_CALL = 100, 262144
 
 -- Numbers for all aggregates are taken with the first that gets one; some may stay unused.
 local commit, now
@@ -60,27 +61,32 @@ local function find_event(events, id, from, to)
   return nil, least > from
 end
 
--- Returns the answer that the same append had got before, if it can be told that there was one.
-local function answer_before(events, from, to, id, claimed)
-  if claimed then
-    local first, count = range_of(claimed)
-    if mark == 'again' and find_event(events, id, first, first) then
-      return { 'ok', first }
-    end
-    return { 'duplicate', first, count }
+-- Returns the answer to an append whose key was used: the same as before if this is its second
+-- arrival.
+local function answer_to_claimed(events, expected, id, claimed)
+  local first, count = range_of(claimed)
+  local may_be_its_own = mark == 'again' and (not expected or expected == first)
+  if may_be_its_own and find_event(events, id, first, first) then
+    return { 'ok', first }
   end
-  if mark == 'again' then
-    local stored, gave_up = find_event(events, id, from, to)
-    if stored then
-      return { 'ok', stored }
-    end
-    return gave_up and { 'error', 'TOOLONG' }
-  end
+  return { 'duplicate', first, count }
 end
 
+-- Returns the answer that an append without a key had got before, if its first event is there.
+local function answer_before(events, from, to, id)
+  local stored, gave_up = find_event(events, id, from, to)
+  if stored then
+    return { 'ok', stored }
+  end
+  return gave_up and { 'error', 'TOOLONG' }
+end
+
+local missed_bytes = 0
+
+-- Conflicts of one call share what they may bring; when it is used up, the caller has to read.
 local function conflict(events, branch, diverges_at, expected, next_sequence, options)
   local reply = { 'conflict', next_sequence }
-  if string.find(options, 'm', 1, true) then
+  if string.find(options, 'm', 1, true) and missed_bytes < MISSED_BYTES_A_CALL then
     local missed = { '', diverges_at and string.format('%.0f', diverges_at) or '' }
     if expected < next_sequence then
       local main = branch and branch.main
@@ -89,6 +95,7 @@ local function conflict(events, branch, diverges_at, expected, next_sequence, op
     end
     for _, part in ipairs(missed) do
       reply[#reply + 1] = part
+      missed_bytes = missed_bytes + #part
     end
   end
   return reply
@@ -120,11 +127,15 @@ local function append(events, root, expected, first, last, options, branch, trac
     diverges_at = divergence_of(branch.divergence)
     next_sequence = diverges_at and diverges_at + count or redis.call('ZCARD', branch.main)
   end
-  local claimed = trace and trace.key and find_claims(trace.claims, trace.key, 0, 1)[1]
-  if claimed or mark == 'again' then
-    local id = string.match(ARGV[first + 1], '^"%x+"')
+  local id = string.match(ARGV[first + 1], '^"%x+"')
+  if trace and trace.key then
+    local claimed = find_claims(trace.claims, trace.key, 0, 1)[1]
+    if claimed then
+      return answer_to_claimed(events, expected, id, claimed)
+    end
+  elseif mark == 'again' then
     local from, to = expected or diverges_at or 0, expected or next_sequence - 1
-    local answer = answer_before(events, from, to, id, claimed)
+    local answer = answer_before(events, from, to, id)
     if answer then
       return answer
     end
@@ -134,8 +145,14 @@ local function append(events, root, expected, first, last, options, branch, trac
   if sequence ~= next_sequence and not (is_a_new_branch and sequence < next_sequence) then
     return conflict(events, branch, diverges_at, sequence, next_sequence, options)
   end
+  -- These fail here, before the first write, if they are something else.
   if trace and not trace.key then
-    redis.call('ZCARD', trace.claims) -- fails here, before the first write, if it is something else
+    redis.call('ZCARD', trace.claims)
+  end
+  if is_a_new_branch then
+    redis.call('ZCARD', branch.kept)
+    redis.call('ZCARD', branch.recent)
+    redis.call('HLEN', branch.newest)
   end
 
   -- The indexes first and the events last: an index may name too much, never too little. If one of

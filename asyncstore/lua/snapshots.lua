@@ -18,15 +18,20 @@ local function find_snapshot(newest, kept, recent, at)
   return found
 end
 
+local function sequence_of(digits)
+  local sequence = tonumber(digits or '')
+  return sequence and sequence < 2 ^ 53 and sequence or nil
+end
+
 -- Returns the sequence of a snapshot and its schema version, or nil where it can't be read.
 local function about(snapshot)
   if #snapshot == 1 then
     local sequence = string.match(snapshot[1], '^%[(%d+),')
-    return tonumber(sequence), string.match(snapshot[1], '^%[%d+,%-?%d+,"%l+","%l+",(%d+)%]') or '0'
+    return sequence_of(sequence), string.match(snapshot[1], '^%[%d+,%-?%d+,"%l+","%l+",(%d+)%]') or '0'
   end
   local fields = {}
   for place = 1, #snapshot, 2 do
     fields[snapshot[place]] = snapshot[place + 1]
   end
-  return tonumber(string.match(fields.sequence or '', '^%d+$')), fields.schema or '0'
+  return sequence_of(string.match(fields.sequence or '', '^%d+$')), fields.schema or '0'
 end
