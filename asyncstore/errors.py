@@ -112,8 +112,8 @@ class SequenceConflict(AsyncStoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.aggregate}: expected to append at sequence {self.expected}, but the next "
-            f"sequence is {self.actual}. Read what is new, decide again, and append with "
+            f"{self.aggregate}: expected to go on at sequence {self.expected}, but the next "
+            f"sequence is {self.actual}. Read what is new and decide again; to append, give "
             f"expected={self.actual}"
         )
 

@@ -31,7 +31,9 @@ from asyncstore import (
     Source,
     Store,
     UnexpectedReply,
+    codec,
     embedded,
+    scripts,
 )
 from asyncstore.keys import Keys
 from tests.builders import listed, numbered, sequences
@@ -1150,3 +1152,56 @@ class TestErasure:
             place, numbered(2), expected=NEW, idempotency_key="k", correlation_id="c"
         )
         assert done == Appended(0, 1, duplicate=False)
+
+
+class TestSecondArrival:
+    """The append script as it is called when the first sending may have arrived, or not."""
+
+    def arrive(
+        self, server: Server, keys: Keys, place: Aggregate, event: Event, expected: str, key: str
+    ) -> object:
+        where = [keys.commits(), keys.roots("orders", "main"), keys.editions("orders")]
+        where += [keys.domains(), keys.events(place), keys.claims(place)]
+        about = ["again", "orders", "main", 1, place.root, expected, 1, "k", f"key:{key}"]
+        with server.client() as client:
+            replies: Any = client.eval(
+                scripts.APPEND.source, len(where), *where, *about, *codec.encode_event(event)
+            )
+        return replies[0]
+
+    async def test_of_a_key_that_never_arrived_stores(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        event = Event("Told", 1)
+        await store.events.append(order, [event], expected=NEW, idempotency_key="k")
+        keys = Keys(prefix)
+        assert self.arrive(server, keys, order, event, "", "k2") == [b"ok", 1]
+        assert self.arrive(server, keys, order, event, "", "k2") == [b"ok", 1]
+        found = await store.events.find_idempotency_key(order, "k2")
+        assert [each.sequence for each in found] == [1]
+
+    async def test_of_a_duplicate_is_one(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        event, keys = Event("Told", 1), Keys(prefix)
+        await store.events.append(order, [event], expected=NEW, idempotency_key="k")
+        assert self.arrive(server, keys, order, event, "1", "k") == [b"duplicate", 0, 1]
+        assert self.arrive(server, keys, order, event, "0", "k") == [b"ok", 0]
+        other = Event("Told", 2)
+        assert self.arrive(server, keys, order, other, "0", "k") == [b"duplicate", 0, 1]
+
+
+async def test_a_call_full_of_conflicts_brings_what_was_missed_and_does_not_stall(
+    store: Store, order: Aggregate
+) -> None:
+    large = [Event("Large", b"x" * 4_000_000) for _ in range(4)]
+    await store.events.append(order, large, expected=NEW)
+    small = Event("Told", 1)
+    refused = await asyncio.gather(
+        *(store.events.append(order, [small], expected=0, missed=True) for _ in range(20)),
+        return_exceptions=True,
+    )
+    for each in refused:
+        assert isinstance(each, SequenceConflict)
+        assert each.missed is not None
+        assert [event.id for event in each.missed] == [event.id for event in large]
