@@ -20,6 +20,7 @@ from asyncstore import scripts
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from asyncstore.keys import Keys
     from asyncstore.transport import Transport
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FIRST_APPENDS: Final = 4
 MOST_APPENDS: Final = 16
+HELD_APPENDS: Final = 100  # where a wait for replicas is what an append costs
 MOST_EVENTS: Final = 200
 MOST_BYTES: Final = 64 * 1024
 """What one call may hold: less than a millisecond of the server's time.
@@ -76,10 +78,15 @@ class _Group:
 
 @dataclass(slots=True)
 class Appender:
-    """Collects appends and sends them in groups, by domain and edition."""
+    """Collects appends and sends them in groups, by domain and edition.
+
+    `proofs` returns commands that go right behind each group, whose replies its callers get too. It
+    is told how many seconds the group has waited already.
+    """
 
     _transport: Transport
     _keys: Keys
+    _proofs: Callable[[float], list[list[Argument]]] | None = None
     _open: dict[tuple[str, str], _Group] = field(default_factory=dict)
 
     def send(
@@ -107,13 +114,19 @@ class Appender:
         return reply
 
     def _add(self, place: tuple[str, str], append: Append) -> None:
-        group = self._open.get(place) or _Group(FIRST_APPENDS)
+        group = self._open.get(place) or self._first_group()
         if not group.has_room_for(append):
             group = self._send_at_once(place, group)
         group.add(append)
         if group.is_full():
             group = self._send_at_once(place, group)
         self._open[place] = group
+
+    def _waited(self) -> float:
+        return 0.0
+
+    def _first_group(self) -> _Group:
+        return _Group(FIRST_APPENDS)
 
     def _send_at_once(self, place: tuple[str, str], group: _Group) -> _Group:
         """Send a group before the turn has ended, and return the next one."""
@@ -146,8 +159,67 @@ class Appender:
             arguments += append.arguments
         callers = [append.reply for append in group]
         try:
-            self._transport.run_for_group(scripts.APPEND, keys, arguments, callers)
+            proofs = self._proofs(self._waited()) if self._proofs else ()
+            self._transport.run_for_group(scripts.APPEND, keys, arguments, callers, proofs)
         except Exception as error:
             # Whatever it is, it belongs to those who wait.
             for caller in callers:
                 caller.set_exception(copy.copy(error))
+
+
+@dataclass(slots=True)
+class HeldAppender(Appender):
+    """An appender for proofs that keep their connection waiting, such as WAIT.
+
+    Groups are held back while others are under way, so that all that came meanwhile share one wait.
+    """
+
+    _full: list[tuple[tuple[str, str], list[Append]]] = field(default_factory=list)
+    _under_way: int = 0
+    _since: float = 0.0  # when the first of those that wait came
+
+    def send(
+        self,
+        aggregate: Aggregate,
+        keys: list[str],
+        about: list[Argument],
+        events: list[bytes],
+        size: int,
+    ) -> asyncio.Future[Reply]:
+        """Send an append; the future gets the script's answer for it, and those of the proofs."""
+        loop = self._transport.loop()
+        reply = loop.create_future()
+        if not self._open and not self._full:
+            self._since = loop.time()
+            if not self._under_way:
+                loop.call_soon(self._flush)
+        append = Append(keys, [*about, *events], len(events) // 2, size, reply)
+        self._add((aggregate.domain, aggregate.edition), append)
+        return reply
+
+    def _waited(self) -> float:
+        return self._transport.loop().time() - self._since
+
+    def _first_group(self) -> _Group:
+        return _Group(HELD_APPENDS)
+
+    def _send_at_once(self, place: tuple[str, str], group: _Group) -> _Group:
+        self._full.append((place, group.appends))
+        return self._first_group()
+
+    def _flush(self) -> None:
+        """Send what has come together."""
+        full, self._full = self._full, []
+        left, self._open = self._open, {}
+        for place, appends in (*full, *((place, group.appends) for place, group in left.items())):
+            live = [append for append in appends if not append.reply.done()]
+            if live:
+                self._under_way += 1
+                live[-1].reply.add_done_callback(self._over)
+                self._send_group(place, live)
+        self._transport.flush()
+
+    def _over(self, _: asyncio.Future[Reply]) -> None:
+        self._under_way -= 1
+        if not self._under_way and (self._open or self._full):
+            self._transport.loop().call_soon(self._flush)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncstore.recorded import RecordedEvent
-    from asyncstore.values import Aggregate, Expected
+    from asyncstore.values import Aggregate, Durability, Expected
 
 
 @dataclass(eq=False)
@@ -119,6 +119,26 @@ class SequenceConflict(AsyncStoreError):
 
 
 @dataclass(eq=False)
+class HistoryRegressed(AsyncStoreError):
+    """The server has less of the aggregate's history than it had before; nothing was written.
+
+    Its process was replaced in the middle of the append (a failover, a restart that lost the end
+    of the history): the aggregate's next event will get `actual`, which is before `expected`. Read
+    it anew: events that were acknowledged before may be gone.
+    """
+
+    aggregate: Aggregate
+    expected: Expected
+    actual: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.aggregate}: its history went back from sequence {self.expected} to "
+            f"{self.actual} when the server was replaced. Read it anew before you decide"
+        )
+
+
+@dataclass(eq=False)
 class BranchExists(AsyncStoreError):
     """The aggregate has left main on this edition already, at the sequence `diverged_at`.
 
@@ -200,6 +220,43 @@ class StoreUnavailable(AsyncStoreError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.why}"
+
+
+@dataclass(eq=False)
+class DurabilityUnavailable(AsyncStoreError):
+    """The server can't give the level of durability that was asked for. Nothing was written."""
+
+    where: str
+    wanted: Durability
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.where} can't give durability {self.wanted}: {self.why}; nothing was written"
+
+
+@dataclass(eq=False)
+class DurabilityNotReached(AsyncStoreError):
+    """The events ARE stored, but less safely than was asked for when the time was over.
+
+    `first_sequence` and `last_sequence` are theirs. `fsynced` and `on_replicas` say what was
+    reached: an fsync on the server, and how many replicas have them. Don't append them again; wait,
+    or look after the server.
+    """
+
+    aggregate: Aggregate
+    first_sequence: int
+    last_sequence: int
+    wanted: Durability
+    fsynced: bool
+    on_replicas: int
+
+    def __str__(self) -> str:
+        reached = "fsynced" if self.fsynced else "not known to be fsynced"
+        return (
+            f"{self.aggregate}: events {self.first_sequence} to {self.last_sequence} are stored, "
+            f"but durability {self.wanted} was not reached: they are {reached}, and "
+            f"{self.on_replicas} replicas have acknowledged them. Don't append them again"
+        )
 
 
 @dataclass(eq=False)

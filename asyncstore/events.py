@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncstore import codec, forms, keys, scripts
 from asyncstore.errors import (
+    AsyncStoreError,
     BranchExists,
+    DurabilityNotReached,
     EventTooLarge,
+    HistoryRegressed,
     InvalidType,
     ProtectedEdition,
     SequenceConflict,
@@ -31,11 +34,13 @@ from asyncstore.values import (
     NO_TRACE,
     Aggregate,
     Appended,
+    Durability,
     Event,
     Expected,
     Source,
     Trace,
     check_aggregate,
+    check_durability,
     check_expected,
     check_source,
     check_trace,
@@ -46,7 +51,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from asyncstore.appends import Appender
+    from asyncstore.durability import Reached
     from asyncstore.keys import Keys
+    from asyncstore.lanes import Lanes
     from asyncstore.transport import Transport
     from asyncstore.wire import Argument
 
@@ -71,6 +78,7 @@ class Events:
     _transport: Transport
     _keys: Keys
     _appender: Appender
+    _lanes: Lanes
     _reader: Reader
     _limits: Limits
 
@@ -83,6 +91,7 @@ class Events:
         idempotency_key: str | None = None,
         correlation_id: str | None = None,
         source: Source | None = None,
+        durability: Durability | None = None,
         missed: bool = False,
     ) -> Appended:
         """Append events to an aggregate: all of them or none, in one atomic step.
@@ -100,6 +109,10 @@ class Events:
         `correlated`; `source` the event that made a saga write these, for `find_source`. All three
         are stored with each event; an empty text counts as None.
 
+        `durability` says what must be true before this returns; None takes what the settings say.
+        A server that can't give it is `DurabilityUnavailable`, with nothing written. When it was
+        not reached in time, the events are stored all the same: `DurabilityNotReached`.
+
         Raises `EventTooLarge` for what the settings forbid, `InvalidType` and `InvalidValue` for
         what can't be stored, before anything is sent; `StoreUnavailable` and `StoreFull` when
         nothing was written. An answer that was lost is found out by the driver: the events are
@@ -110,6 +123,7 @@ class Events:
         expected = check_expected(expected)
         trace = check_trace(idempotency_key, correlation_id, source)
         check_bool("missed", missed)
+        wanted = self._lanes.default if durability is None else check_durability(durability)
         batch = _check_batch(events)
         if not batch:
             end = await self.next_sequence(aggregate)
@@ -117,24 +131,26 @@ class Events:
         encoded, size = self._encode(batch, trace)
         place = "" if expected is ANY else str(expected)
         about: list[Argument] = [aggregate.root, place, len(batch)]
-        about += _options(trace, missed=missed)
+        about += _options(trace, missed=missed, durable=wanted is not Durability.MEMORY)
         where = self._append_keys(aggregate, trace)
-        reply = await self._appender.send(aggregate, where, about, encoded, size)
+        if wanted is Durability.MEMORY:
+            reply = await self._appender.send(aggregate, where, about, encoded, size)
+            reached = None
+        else:
+            appender = await self._lanes.appender(wanted)
+            answer = await appender.send(aggregate, where, about, encoded, size)
+            reply, reached = self._lanes.reached(wanted, answer)
         parts = self._transport.checked(reply, "append")
         if not forms.is_appended(parts):
             raise self._transport.misfit("append")
         tag, value = parts[:2]
         if tag == b"ok" and expected in (ANY, value):
-            return Appended(value, value + len(batch) - 1)
-        if tag == b"duplicate" and trace.idempotency_key is not None:
-            return Appended(value, value + parts[2] - 1, duplicate=True)
-        if tag == b"conflict" and expected is not ANY:
-            page = parts[2:]
-            new = await self._reader.missed(aggregate, expected, value, page) if missed else None
-            raise SequenceConflict(aggregate, expected, value, new)
-        if tag == b"error":
-            raise self._transport.refused("append", value.decode(errors="replace"))
-        raise self._transport.misfit("append")
+            done = Appended(value, value + len(batch) - 1)
+        elif tag == b"duplicate" and trace.idempotency_key is not None:
+            done = Appended(value, value + parts[2] - 1, duplicate=True)
+        else:
+            raise await self._refusal(aggregate, expected, parts, missed=missed)
+        return done if reached is None else _proven(aggregate, done, wanted, reached)
 
     async def read(
         self,
@@ -382,6 +398,20 @@ class Events:
 
     # Writing
 
+    async def _refusal(
+        self, aggregate: Aggregate, expected: Expected, parts: list[Any], *, missed: bool
+    ) -> AsyncStoreError:
+        """Return what it means when append.lua has not stored the events."""
+        tag, value, *page = parts
+        if tag == b"error":
+            return self._transport.refused("append", value.decode(errors="replace"))
+        if tag == b"regressed" and expected is not ANY:
+            return HistoryRegressed(aggregate, expected, value)
+        if tag == b"conflict" and expected is not ANY:
+            new = await self._reader.missed(aggregate, expected, value, page) if missed else None
+            return SequenceConflict(aggregate, expected, value, new)
+        return self._transport.misfit("append")
+
     def _index_keys(self, aggregate: Aggregate) -> list[str]:
         return [
             self._keys.roots(aggregate.domain, aggregate.edition),
@@ -480,11 +510,21 @@ def _pairs(reply: list[Any]) -> list[tuple[bytes, bytes | float]]:
     return list(zip(reply[::2], reply[1::2], strict=True))
 
 
-def _options(trace: Trace, *, missed: bool) -> list[Argument]:
+def _proven(aggregate: Aggregate, done: Appended, wanted: Durability, reached: Reached) -> Appended:
+    """Return what was done, or raise that it is less durable than it should be."""
+    if reached.satisfies(wanted):
+        return done
+    first, last = done.first_sequence, done.last_sequence
+    raise DurabilityNotReached(aggregate, first, last, wanted, reached.fsynced, reached.on_replicas)
+
+
+def _options(trace: Trace, *, missed: bool, durable: bool) -> list[Argument]:
     """Return the options of append.lua, and a text for each of its claims."""
+    letters = "m" if missed else ""
+    if durable:
+        letters += "d"
     if trace is NO_TRACE:
-        return ["m" if missed else ""]
-    letters = ""
+        return [letters]
     texts: list[str] = []
     if trace.idempotency_key is not None:
         letters, texts = letters + "k", [*texts, keys.claim_of_key(trace.idempotency_key)]
@@ -492,7 +532,7 @@ def _options(trace: Trace, *, missed: bool) -> list[Argument]:
         letters, texts = letters + "s", [*texts, keys.claim_of_source(trace.source)]
     if trace.correlation_id is not None:
         letters, texts = letters + "c", [*texts, keys.claim_of_correlation(trace.correlation_id)]
-    return [letters + ("m" if missed else ""), *texts]
+    return [letters, *texts]
 
 
 def _check_batch(events: Iterable[Event]) -> list[Event]:

@@ -38,7 +38,7 @@ def is_appended(reply: Any) -> bool:
     if type(reply) is not list or len(reply) < 2:
         return False
     tag, value, *rest = reply
-    if tag == b"ok":
+    if tag in (b"ok", b"regressed"):
         return is_count(value) and not rest
     if tag == b"conflict":
         return is_count(value) and (not rest or is_page(rest))
@@ -55,6 +55,13 @@ def is_page(reply: Any) -> bool:
 def is_found(reply: Any) -> bool:
     """A list of bulk strings: where to go on, members."""
     return is_texts(reply) and bool(reply) and _is_place(reply[0])
+
+
+def is_settings(reply: Any) -> bool:
+    """Names and values: a map in RESP3, a flat list in RESP2."""
+    if type(reply) is dict:
+        return all(is_text(part) for pair in reply.items() for part in pair)
+    return is_texts(reply) and len(reply) % 2 == 0
 
 
 def is_place_or_nil(reply: Any) -> bool:

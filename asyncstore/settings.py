@@ -19,7 +19,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import tomli_w
 
-from asyncstore.errors import ConfigurationError
+from asyncstore.errors import ConfigurationError, InvalidValue
+from asyncstore.values import Durability, check_durability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,8 @@ class Options(TypedDict, total=False):
     max_in_flight_bytes: int
     timeout: float
     allow_eviction: bool
+    durability: Durability | str
+    appendfsync_always: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -75,7 +78,9 @@ class Settings:
     `max_append_bytes` the events of one append. `timeout` is in seconds, for
     a whole call. `max_in_flight` and `max_in_flight_bytes` bound what is sent and not answered yet:
     calls beyond them wait. `allow_eviction` accepts a server
-    that deletes histories when its memory is full.
+    that deletes histories when its memory is full. `durability` is that of appends that name none:
+    a Durability, or its text, such as "fsync" or "replicas(1)"; with "fsync" an embedded server
+    syncs each write. `appendfsync_always` says that the server does, where its ACL hides that.
     """
 
     backend: str | None = None
@@ -90,6 +95,8 @@ class Settings:
     max_in_flight_bytes: int = 32 * 1024 * 1024
     timeout: float = 10.0
     allow_eviction: bool = False
+    durability: Durability | str = Durability.MEMORY
+    appendfsync_always: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "urls", _check_urls(self.urls))
@@ -98,8 +105,10 @@ class Settings:
         for name, most in _WHOLE_NUMBERS.items():
             _check_between(name, getattr(self, name), 1, most)
         _check_between("timeout", self.timeout, 0.001, 86_400)
-        if not isinstance(self.allow_eviction, bool):
-            raise ConfigurationError("allow_eviction", "True or False is wanted")
+        for name in ("allow_eviction", "appendfsync_always"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(name, "True or False is wanted")
+        object.__setattr__(self, "durability", _check_durability(self.durability))
 
     @staticmethod
     def from_env(environ: Mapping[str, str] | None = None) -> Settings:
@@ -313,6 +322,17 @@ def _check_embedded(key: str, url: str, parts: SplitResult) -> str:
     return EMBEDDED
 
 
+def _check_durability(level: object) -> Durability:
+    if isinstance(level, Durability):
+        return check_durability(level)
+    if not isinstance(level, str):
+        raise ConfigurationError("durability", "a Durability, or its text, is wanted")
+    try:
+        return Durability.parse(level)
+    except InvalidValue as error:
+        raise ConfigurationError("durability", error.why) from None
+
+
 def _check_prefix(prefix: object) -> None:
     if not isinstance(prefix, str):
         raise ConfigurationError("key_prefix", f"a str is wanted, not {type(prefix).__name__}")
@@ -373,6 +393,13 @@ _SETTINGS: Final = (
     ),
     _Setting("timeout", "storage.timeout", "ASYNCSTORE_TIMEOUT", float),
     _Setting("allow_eviction", "storage.allow_eviction", "ASYNCSTORE_ALLOW_EVICTION", _parse_bool),
+    _Setting("durability", "storage.durability", "ASYNCSTORE_DURABILITY"),
+    _Setting(
+        "appendfsync_always",
+        "storage.redis.appendfsync_always",
+        "ASYNCSTORE_APPENDFSYNC_ALWAYS",
+        _parse_bool,
+    ),
 )
 _WANTED: Final[Mapping[Callable[[str], Any], str]] = {
     int: "a whole number, in digits,",
@@ -504,7 +531,7 @@ def _blame(sources: list[_Said], error: ConfigurationError) -> ConfigurationErro
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | Durability) else value
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
 from asyncstore import codec, embedded, forms, scripts
 from asyncstore.appends import Appender
+from asyncstore.durability import Levels
 from asyncstore.errors import (
     ConfigurationError,
     StoreClosed,
@@ -17,12 +19,13 @@ from asyncstore.errors import (
 from asyncstore.events import Events, Limits
 from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
 from asyncstore.keys import Keys
+from asyncstore.lanes import Lanes
 from asyncstore.positions import Positions
 from asyncstore.reading import Reader
 from asyncstore.settings import EMBEDDED, Options, Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.transport import Transport
-from asyncstore.values import check_trace
+from asyncstore.values import Durability, check_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,11 +79,13 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._keys = Keys(settings.key_prefix)
-        self._transport = Transport(
+        make_transport = partial(
+            Transport,
             timeout=settings.timeout,
             max_commands=settings.max_in_flight,
             max_bytes=settings.max_in_flight_bytes,
         )
+        self._transport = make_transport()
         self._cleanup = AsyncExitStack()
         self._entered = False
         limits = Limits(
@@ -88,7 +93,17 @@ class Store:
         )
         appender = Appender(self._transport, self._keys)
         reader = Reader(self._transport, self._keys)
-        self.events = Events(self._transport, self._keys, appender, reader, limits)
+        self._durability = cast(Durability, settings.durability)
+        self._levels = Levels(self._transport, settings.where(), settings.appendfsync_always)
+        self._lanes = Lanes(
+            self._transport,
+            self._keys,
+            self._levels,
+            self._durability,
+            settings.timeout,
+            make_transport,
+        )
+        self.events = Events(self._transport, self._keys, appender, self._lanes, reader, limits)
         self.positions = Positions(self._transport, self._keys)
         self.snapshots = Snapshots(self._transport, self._keys)
         self._folder = Folder(self.events, self.snapshots)
@@ -161,8 +176,11 @@ class Store:
             url = await self._server(stack)
             stack.push_async_callback(self._transport.aclose)
             await self._transport.open(url, self._settings.where())
+            stack.push_async_callback(self._lanes.aclose)
+            self._lanes.opened(url, self._settings.where())
             await self._check_server()
             await self._check_layout()
+            await self._check_durability()
             self._cleanup = stack.pop_all()
         return self
 
@@ -205,6 +223,15 @@ class Store:
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and not self._settings.allow_eviction:
             raise UnsafeServer(where, policy)
+
+    async def _check_durability(self) -> None:
+        """See that the server can give what appends get that name no level."""
+        wanted = self._durability
+        if wanted.fsynced and self._settings.backend == EMBEDDED:
+            # It is our own server, and may have been started by somebody who asked for less.
+            await self._transport.command(forms.is_text, "CONFIG", "SET", "appendfsync", "always")
+        if wanted != Durability.MEMORY:
+            await self._levels.ensure(wanted)
 
     async def _check_layout(self) -> None:
         found: Any = await self._transport.command(forms.is_text_or_nil, "GET", self._keys.layout())

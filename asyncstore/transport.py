@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 _PING_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.01  # seconds between two dials; doubled each time
 _LONGEST_PAUSE: Final = 1.0
-_MARK: Final = "again"
+_AGAIN: Final = "again"
+_ELSEWHERE: Final = "elsewhere"
 
 # The first words of errors after which nothing was done, and what they say of the server.
 _NOT_NOW: Final = {
@@ -189,9 +190,14 @@ class Transport:
         keys: Sequence[str],
         arguments: Sequence[Argument],
         callers: Sequence[asyncio.Future[Reply]],
+        proofs: Sequence[Sequence[Argument]] = (),
     ) -> None:
-        """Run a script whose reply has a part for each caller, or is an error for all of them."""
-        self._submit(script, keys, arguments, callers, is_group=True)
+        """Run a script whose reply has a part for each caller, or is an error for all of them.
+
+        `proofs` are commands that must follow the script on the same connection with nothing in
+        between, such as WAIT. If there are some, a caller gets its part and their replies.
+        """
+        self._submit(script, keys, arguments, callers, is_group=True, proofs=proofs)
 
     def _submit(
         self,
@@ -201,6 +207,7 @@ class Transport:
         callers: Sequence[asyncio.Future[Reply]],
         *,
         is_group: bool,
+        proofs: Sequence[Sequence[Argument]] = (),
     ) -> None:
         command: list[Argument] = ["EVALSHA", script.sha, len(keys), *keys, *arguments]
         mark = 3 + len(keys) + script.mark if script.mark is not None else 0
@@ -213,6 +220,7 @@ class Transport:
             mark=mark,
             source=script.source,
             is_group=is_group,
+            proofs=proofs,
         )
         self._enter(request)
 
@@ -431,9 +439,13 @@ class Transport:
         if not unsettled:
             return
         if await self._is_ended(wire, identity):
+            # Another process may have less of the history than the one that was asked first.
+            lost = self._lost_identity
+            is_same = identity is not None and lost is not None and identity[0] == lost[0]
             for request in unsettled:
                 why = f"{request.name}: its answer was lost, and it was refused when sent again"
-                request.send_again(_MARK, OutcomeUnknown(self._where, why))
+                doubt = OutcomeUnknown(self._where, why)
+                request.send_again(_AGAIN if is_same else _ELSEWHERE, doubt)
         else:
             for request in unsettled:
                 self._give_up(request, "the connection broke, and may still be read by the server")

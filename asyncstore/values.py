@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from uuid import UUID
 
 from asyncstore.errors import InvalidType, InvalidValue
-from asyncstore.names import MAIN, check_edition, check_id, check_name, check_root, check_sequence
+from asyncstore.names import (
+    MAIN,
+    check_edition,
+    check_id,
+    check_name,
+    check_root,
+    check_sequence,
+    check_whole_number,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -200,6 +209,68 @@ class Appended:
     first_sequence: int
     last_sequence: int
     duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """What must be true of an append before it is answered.
+
+    `MEMORY`: it is applied. `FSYNC`: it is on the server's disk. `replicas(n)`: it is in the memory
+    of so many replicas, too. `fsync_and_replicas(n)`: it is on the disks of the server and of so
+    many replicas.
+    """
+
+    fsynced: bool = False
+    on_replicas: int = 0
+
+    MEMORY: ClassVar[Durability]
+    FSYNC: ClassVar[Durability]
+
+    @staticmethod
+    def replicas(count: int) -> Durability:
+        """Return the level of so many replicas, 1 or more."""
+        return Durability(on_replicas=_check_replicas(count))
+
+    @staticmethod
+    def fsync_and_replicas(count: int) -> Durability:
+        """Return the level of an fsync on the server and on so many replicas, 1 or more."""
+        return Durability(fsynced=True, on_replicas=_check_replicas(count))
+
+    @staticmethod
+    def parse(text: str) -> Durability:
+        """Return the level that `str` shows so: `memory`, `fsync`, `replicas(1)`, …"""
+        if text in ("memory", "fsync"):
+            return Durability.FSYNC if text == "fsync" else Durability.MEMORY
+        found = _ON_REPLICAS.fullmatch(text)
+        if not found:
+            why = "memory, fsync, replicas(n) or fsync_and_replicas(n) is wanted"
+            raise InvalidValue("durability", why)
+        return Durability(fsynced=bool(found[1]), on_replicas=_check_replicas(int(found[2])))
+
+    def __str__(self) -> str:
+        if self.on_replicas:
+            kind = "fsync_and_replicas" if self.fsynced else "replicas"
+            return f"{kind}({self.on_replicas})"
+        return "fsync" if self.fsynced else "memory"
+
+
+Durability.MEMORY = Durability()
+Durability.FSYNC = Durability(fsynced=True)
+_ON_REPLICAS: Final = re.compile(r"(fsync_and_)?replicas\(([0-9]{1,4})\)")
+
+
+def check_durability(value: Durability) -> Durability:
+    """Return `value` if it is a Durability."""
+    if not isinstance(value, Durability):
+        why = f"a Durability is wanted, such as Durability.FSYNC, not {type(value).__name__}"
+        raise InvalidType("durability", why)
+    return value if value != Durability.MEMORY else Durability.MEMORY
+
+
+def _check_replicas(count: int) -> int:
+    if check_whole_number("replicas", count) == 0:
+        raise InvalidValue("replicas", "it must be 1 or more; Durability.MEMORY asks for none")
+    return int(count)
 
 
 class Retention(enum.Enum):

@@ -59,7 +59,9 @@ class Request:
         "mark",
         "name",
         "packet",
+        "proofs",
         "repeat",
+        "replies",
         "sent",
         "source",
     )
@@ -75,8 +77,11 @@ class Request:
         mark: int = 0,
         source: str | None = None,
         is_group: bool = False,
+        proofs: Sequence[Sequence[Argument]] = (),
     ) -> None:
         self.command = command
+        self.proofs = proofs  # commands that go right behind it, whose replies belong to it
+        self.replies: list[Reply] = []  # so far
         self.name = name
         self.repeat = repeat
         self.callers = callers
@@ -91,7 +96,11 @@ class Request:
 
     def pack(self) -> None:
         """Make the bytes to send; again when the command has changed."""
-        self.packet: bytes = hiredis.pack_command(cast(Any, tuple(self.command)))
+        packet: bytes = hiredis.pack_command(cast(Any, tuple(self.command)))
+        for proof in self.proofs:
+            packet += hiredis.pack_command(cast(Any, tuple(proof)))
+        self.packet = packet
+        self.replies = []
 
     @property
     def may_have_changed_something(self) -> bool:
@@ -120,8 +129,13 @@ class Request:
         """Whether nobody waits any more: all were answered, or cancelled."""
         return all(caller.done() for caller in self.callers)
 
-    def finish(self, reply: Reply) -> None:
-        """Hand the reply to the callers that there still are."""
+    def is_waiting(self, reply: Reply) -> bool:
+        """Take the reply of one of several commands; return whether more are to come."""
+        self.replies.append(reply)
+        return len(self.replies) <= len(self.proofs)
+
+    def finish(self, reply: Reply, proofs: Sequence[Reply] = ()) -> None:
+        """Hand the reply to the callers that there still are, with those of the proofs if any."""
         is_parted = self.is_group and type(reply) is list and len(reply) == len(self.callers)
         # An error is one for all. What else has no part for each is none of this request.
         alike = reply if not self.is_group or type(reply) is ReplyError else None
@@ -132,7 +146,7 @@ class Request:
             if self.doubt is not None and _is_refusal(part):
                 caller.set_exception(copy.copy(self.doubt))
             else:
-                caller.set_result(part)
+                caller.set_result((part, proofs) if proofs else part)
 
     def fail(self, error: Exception) -> None:
         """Raise the error in the callers that there still are, in each its own."""
@@ -245,7 +259,7 @@ class Wire(asyncio.Protocol):
             while (reply := self._next_reply()) is not _NOT_YET:
                 self._partial = 0
                 if type(reply) is not hiredis.PushNotification:  # RESP3: nobody's reply
-                    self._match(self.waiting.popleft(), reply)
+                    self._match(self.waiting[0], reply)
         except (hiredis.HiredisError, IndexError):
             self.abort("what answers there does not speak the protocol of Redis")
             return
@@ -264,12 +278,18 @@ class Wire(asyncio.Protocol):
             raise hiredis.ProtocolError(type(error).__name__) from error
 
     def _match(self, request: Request, reply: Reply) -> None:
+        proofs: list[Reply] = []
+        if request.proofs:
+            if request.is_waiting(reply):
+                return
+            reply, *proofs = request.replies
+        self.waiting.popleft()
         self._leave(request)
         if type(reply) is ReplyError and request.source is not None and reply.code == "NOSCRIPT":
             request.send_source(request.source)
             self.push(request)
         else:
-            request.finish(reply)
+            request.finish(reply, proofs)
 
     def pause_writing(self) -> None:
         """Stop taking requests: the server does not read what was sent."""

@@ -30,6 +30,8 @@ ORDER = [
     "scripts",
     "transport",
     "appends",
+    "durability",
+    "lanes",
     "embedded_keeper",
     "embedded",
     "positions",

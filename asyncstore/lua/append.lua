@@ -4,19 +4,22 @@
 -- KEYS: commits, roots, editions, domains (see keys.py), then for each aggregate its events;
 --       on another edition than main also its divergence, the events of main, and its newest, kept
 --       and recent snapshots; with a claim its claims; with a correlation id the index of that id
--- ARGV: mark: 'again' when this may be the second arrival of the same call, else '',
+-- ARGV: mark: 'again' when this may be the second arrival of the same call, 'elsewhere' when the first
+--       was at another process of the server, else '',
 --       domain, edition, how many aggregates,
 --       then for each aggregate: root,
 --         expected: the sequence that the first event must get, or '' for any,
 --         how many events,
 --         options, a letter each: 'k', 's', 'c' for claims of a key, a source, a correlation id;
 --           'm' to have the missed events with a conflict, as far as the call has room for them;
---           then a text for each claim, in this order,
+--           'd' to have something written also when the events were there before, so that a WAIT
+--           covers them; then a text for each claim, in this order,
 --         and two for each event: its time in microseconds ('' for the server's time), and what
 --         follows the time in its member (see codec.py)
 -- Reply: for each aggregate {'ok', first sequence}, {'duplicate', first sequence, how many} when its
 --        idempotency key was used before, {'conflict', next sequence},
---        {'conflict', next sequence, then what read.lua replies} with 'm',
+--        {'conflict', next sequence, then what read.lua replies} with 'm', {'regressed', next
+--        sequence} when that is less than expected, and the first arrival was elsewhere,
 --        {'error', first word of the server's error}, or {'error', 'TOOLONG'} when a second
 --        arrival had too much to look through
 -- include: commit.lua
@@ -65,15 +68,24 @@ end
 -- arrival.
 local function answer_to_claimed(events, expected, id, claimed)
   local first, count = range_of(claimed)
-  local may_be_its_own = mark == 'again' and (not expected or expected == first)
+  local may_be_its_own = mark ~= '' and (not expected or expected == first)
   if may_be_its_own and find_event(events, id, first, first) then
     return { 'ok', first }
   end
   return { 'duplicate', first, count }
 end
 
--- Returns the answer that an append without a key had got before, if its first event is there.
-local function answer_before(events, from, to, id)
+-- Returns the answer that an append got before, if its key was used, or if this is its second
+-- arrival and its first event is there. Claims are made in one step with events: without a claim, an
+-- append with a key was not stored.
+local function earlier_answer(events, expected, from, to, id, trace)
+  if trace and trace.key then
+    local claimed = find_claims(trace.claims, trace.key, 0, 1)[1]
+    return claimed and answer_to_claimed(events, expected, id, claimed)
+  end
+  if mark == '' then
+    return nil
+  end
   local stored, gave_up = find_event(events, id, from, to)
   if stored then
     return { 'ok', stored }
@@ -128,21 +140,20 @@ local function append(events, root, expected, first, last, options, branch, trac
     next_sequence = diverges_at and diverges_at + count or redis.call('ZCARD', branch.main)
   end
   local id = string.match(ARGV[first + 1], '^"%x+"')
-  if trace and trace.key then
-    local claimed = find_claims(trace.claims, trace.key, 0, 1)[1]
-    if claimed then
-      return answer_to_claimed(events, expected, id, claimed)
+  local from, to = expected or diverges_at or 0, expected or next_sequence - 1
+  local answer = earlier_answer(events, expected, from, to, id, trace)
+  if answer then
+    if answer[1] ~= 'error' and string.find(options, 'd', 1, true) then
+      next_commit()
     end
-  elseif mark == 'again' then
-    local from, to = expected or diverges_at or 0, expected or next_sequence - 1
-    local answer = answer_before(events, from, to, id)
-    if answer then
-      return answer
-    end
+    return answer
   end
   local sequence = expected or next_sequence
   local is_a_new_branch = branch and not diverges_at
   if sequence ~= next_sequence and not (is_a_new_branch and sequence < next_sequence) then
+    if mark == 'elsewhere' and sequence > next_sequence then
+      return { 'regressed', next_sequence }
+    end
     return conflict(events, branch, diverges_at, sequence, next_sequence, options)
   end
   -- These fail here, before the first write, if they are something else.
@@ -200,7 +211,7 @@ local function take_branch()
 end
 
 local function take_trace(options)
-  local letters = string.gsub(options, 'm', '')
+  local letters = string.gsub(options, '[md]', '')
   if letters == '' then
     return nil
   end

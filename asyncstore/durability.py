@@ -1,0 +1,163 @@
+"""Which levels of durability a server can give, and whether it gave one.
+
+Nothing of that is guessed. `FSYNC` is the server's `appendfsync always`: then the reply to an
+append comes after the fsync. The setting is read before the first append, and again right behind
+each group of appends on the same connection, so that a change is noticed by the very appends that
+it concerns. `replicas(n)` is WAIT right behind the group: it covers what the same connection wrote
+before. WAITAOF alone is not enough, for some servers answer it without an fsync (Redis before 8.2,
+Valkey 9.1; redis/redis#13793), so `fsync_and_replicas(n)` asks for all three.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncstore import forms
+from asyncstore.errors import DurabilityUnavailable, UnexpectedReply
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncstore.transport import Transport
+    from asyncstore.values import Durability
+    from asyncstore.wire import Argument, Reply
+
+_SECONDS_KNOWN: Final = 1.0
+_WAITAOF_SINCE: Final = (7, 2)
+_SYNC_SETTINGS: Final = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",  # or fsyncs are left out while the file is rewritten
+}
+_ASK_SETTINGS: Final[list[Argument]] = ["CONFIG", "GET", *_SYNC_SETTINGS]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What was proven of an append."""
+
+    fsynced: bool
+    on_replicas: int
+
+    def satisfies(self, wanted: Durability) -> bool:
+        """Whether it is as much as was asked for."""
+        return self.on_replicas >= wanted.on_replicas and (self.fsynced or not wanted.fsynced)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a server can give. `no_fsync` says why it can't fsync; empty if it can."""
+
+    no_fsync: str
+    replicas: int
+    has_waitaof: bool
+    until: float
+
+
+@dataclass(slots=True)
+class Levels:
+    """What the server of a store can give.
+
+    `always` is the operator's word that the server has `appendfsync always`, for a server whose ACL
+    does not let the store see it.
+    """
+
+    _transport: Transport
+    _where: str
+    _always: bool
+    _facts: _Facts | None = None
+    _asking: asyncio.Task[_Facts] | None = field(default=None, repr=False)
+
+    async def ensure(self, wanted: Durability) -> None:
+        """Raise `DurabilityUnavailable` if the server can't give the level now."""
+        facts = await self._known()
+        why = ""
+        if wanted.fsynced:
+            why = facts.no_fsync
+            if not why and wanted.on_replicas and not facts.has_waitaof:
+                why = "it has no WAITAOF, which came with Redis 7.2"
+        if not why and wanted.on_replicas > facts.replicas:
+            why = f"{facts.replicas} replicas are online"
+        if why:
+            raise DurabilityUnavailable(self._where, wanted, why)
+
+    def proofs(
+        self, wanted: Durability, seconds: float, waited: float = 0.0
+    ) -> list[list[Argument]]:
+        """Return the commands that prove the level, within `seconds` less those `waited` before."""
+        commands: list[list[Argument]] = []
+        milliseconds = max(1, int(1000 * (seconds - waited)))
+        if wanted.on_replicas and wanted.fsynced:
+            half = max(1, milliseconds // 2)
+            # WAITAOF alone would take a second: replicas tell of their fsyncs that often.
+            commands.append(["WAIT", wanted.on_replicas, half])
+            commands.append(["WAITAOF", 1, wanted.on_replicas, half])
+        elif wanted.on_replicas:
+            commands.append(["WAIT", wanted.on_replicas, milliseconds])
+        if wanted.fsynced and not self._always:
+            commands.append(_ASK_SETTINGS)
+        return commands
+
+    def reached(self, wanted: Durability, replies: Sequence[Reply]) -> Reached:
+        """Return what the replies to the proofs say; what they don't prove was not reached."""
+        rest = list(replies)
+        on_replicas, fsynced = 0, False
+        if wanted.on_replicas:
+            answer = rest.pop(0)
+            on_replicas = answer if forms.is_count(answer) else 0
+        if wanted.fsynced:
+            local = 1
+            if wanted.on_replicas:
+                local, there = _waitaof(rest.pop(0))
+                on_replicas = min(on_replicas, there)
+            fsynced = local > 0 and (self._always or not _why_no_fsync(rest.pop(0)))
+        reached = Reached(fsynced, on_replicas)
+        if not reached.satisfies(wanted):
+            self._facts = None  # look again before the next one
+        return reached
+
+    async def _known(self) -> _Facts:
+        facts, loop = self._facts, self._transport.loop()
+        if facts is not None and facts.until > loop.time():
+            return facts
+        if self._asking is None or self._asking.done():
+            self._asking = loop.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> _Facts:
+        try:
+            settings = await self._transport.command(forms.is_settings, *_ASK_SETTINGS)
+            no_fsync = _why_no_fsync(settings)
+        except UnexpectedReply:
+            no_fsync = "its ACL hides whether it fsyncs; see the setting appendfsync_always"
+        info = await self._transport.command(forms.is_text, "INFO", "server", "replication")
+        lines = info.decode(errors="replace").splitlines()
+        version = [line.partition(":")[2] for line in lines if line.startswith("redis_version:")]
+        online = [line for line in lines if line.startswith("slave") and "state=online" in line]
+        until = self._transport.loop().time() + _SECONDS_KNOWN
+        numbers = tuple(int(part) for part in version[0].split(".")[:2]) if version else (0,)
+        has_waitaof = numbers >= _WAITAOF_SINCE
+        self._facts = _Facts("" if self._always else no_fsync, len(online), has_waitaof, until)
+        return self._facts
+
+
+def _why_no_fsync(settings: Any) -> str:
+    """Return what is wrong with the reply of CONFIG GET; empty if the server fsyncs each write."""
+    if not forms.is_settings(settings):
+        return "it does not tell whether it fsyncs"
+    found = settings
+    if isinstance(settings, list):  # RESP2 has no maps
+        found = dict(zip(settings[::2], settings[1::2], strict=True))
+    for name, wanted in _SYNC_SETTINGS.items():
+        value = found.get(name.encode(), b"").decode(errors="replace")
+        if value != wanted:
+            return f"its {name} is {value or 'hidden'}, and {wanted} is needed"
+    return ""
+
+
+def _waitaof(reply: Any) -> tuple[int, int]:
+    if type(reply) is list and len(reply) == 2 and all(map(forms.is_count, reply)):
+        return reply[0], reply[1]
+    return 0, 0
