@@ -78,13 +78,11 @@ end
 -- Returns the answer that an append got before, if its key was used, or if this is its second
 -- arrival and its first event is there. Claims are made in one step with events: without a claim, an
 -- append with a key was not stored.
-local function earlier_answer(events, expected, from, to, id, trace)
+local function earlier_answer(events, expected, from, to, first, trace)
+  local id = string.match(ARGV[first + 1], '^"%x+"')
   if trace and trace.key then
     local claimed = find_claims(trace.claims, trace.key, 0, 1)[1]
     return claimed and answer_to_claimed(events, expected, id, claimed)
-  end
-  if mark == '' then
-    return nil
   end
   local stored, gave_up = find_event(events, id, from, to)
   if stored then
@@ -139,14 +137,15 @@ local function append(events, root, expected, first, last, options, branch, trac
     diverges_at = divergence_of(branch.divergence)
     next_sequence = diverges_at and diverges_at + count or redis.call('ZCARD', branch.main)
   end
-  local id = string.match(ARGV[first + 1], '^"%x+"')
-  local from, to = expected or diverges_at or 0, expected or next_sequence - 1
-  local answer = earlier_answer(events, expected, from, to, id, trace)
-  if answer then
-    if answer[1] ~= 'error' and string.find(options, 'd', 1, true) then
-      next_commit()
+  if mark ~= '' or (trace and trace.key) then
+    local from, to = expected or diverges_at or 0, expected or next_sequence - 1
+    local answer = earlier_answer(events, expected, from, to, first, trace)
+    if answer then
+      if answer[1] ~= 'error' and string.find(options, 'd', 1, true) then
+        next_commit()
+      end
+      return answer
     end
-    return answer
   end
   local sequence = expected or next_sequence
   local is_a_new_branch = branch and not diverges_at
