@@ -1,0 +1,359 @@
+"""What an append is answered with when it asks to be fsynced, or on replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+import asyncstore
+from asyncstore import (
+    ANY,
+    NEW,
+    Aggregate,
+    Appended,
+    ConfigurationError,
+    Durability,
+    DurabilityNotReached,
+    DurabilityUnavailable,
+    Event,
+    HistoryRegressed,
+    InvalidType,
+    InvalidValue,
+    SequenceConflict,
+    Settings,
+    Store,
+)
+from asyncstore.keys import Keys
+from tests import servers
+from tests.builders import numbered
+from tests.polling import eventually
+from tests.proxy import proxy_to
+from tests.servers import RedisServer, redis_server
+
+ORDER = Aggregate("orders", "1")
+REPLICA = Durability.replicas(1)
+ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
+
+BINARIES = {
+    name: find
+    for name, find in {
+        "redis-on-path": lambda: shutil.which("redis-server") or "",
+        "redis-8.2": servers._wheel_binary,
+    }.items()
+    if not {"redis-on-path": servers._path_missing, "redis-8.2": servers._wheel_missing}[name]()
+}
+
+
+@pytest.fixture(params=BINARIES)
+def binary(request: pytest.FixtureRequest) -> str:
+    return BINARIES[request.param]()
+
+
+@contextmanager
+def replica_of(primary: RedisServer, *arguments: str) -> Iterator[RedisServer]:
+    parts = urlsplit(primary.url)
+    where = ("--replicaof", str(parts.hostname), str(parts.port))
+    fast = ("--repl-diskless-sync-delay", "0")
+    with redis_server(primary.binary, *where, *fast, *arguments, tcp=True) as server:
+        yield server
+
+
+@asynccontextmanager
+async def paused(server: RedisServer) -> AsyncIterator[None]:
+    assert server.process is not None
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+
+
+async def can_replicate(store: Store) -> bool:
+    try:
+        await store.events.append(
+            Aggregate("probes", "1"), numbered(1), expected=ANY, durability=REPLICA
+        )
+    except (DurabilityUnavailable, DurabilityNotReached):
+        return False
+    return True
+
+
+def events_of(server: RedisServer, aggregate: Aggregate) -> int:
+    with servers.Server("", server.url).client() as client:
+        return int(client.zcard(Keys().events(aggregate)))
+
+
+class TestLevels:
+    @pytest.mark.parametrize(
+        ("level", "text"),
+        [
+            (Durability.MEMORY, "memory"),
+            (Durability.FSYNC, "fsync"),
+            (Durability.replicas(2), "replicas(2)"),
+            (Durability.fsync_and_replicas(1), "fsync_and_replicas(1)"),
+        ],
+    )
+    def test_have_a_text(self, level: Durability, text: str) -> None:
+        assert str(level) == text
+        assert Durability.parse(text) == level
+        assert pickle.loads(pickle.dumps(level)) == level  # noqa: S301
+        settings = Settings(url="redis://h", durability=text)
+        assert settings == Settings(url="redis://h", durability=level)
+        assert f'durability = "{text}"' in settings.to_toml()
+        environ = {"REDIS_URL": "redis://h", "ASYNCSTORE_DURABILITY": text}
+        assert Settings.from_env(environ).durability == level
+
+    @pytest.mark.parametrize(
+        "text", ["", "FSYNC", "replicas", "replicas()", "replicas(0)", "replicas(-1)", "fsync(1)"]
+    )
+    def test_of_another_text_are_refused(self, text: str) -> None:
+        with pytest.raises(InvalidValue, match=r"durability|replicas"):
+            Durability.parse(text)
+        with pytest.raises(ConfigurationError, match="durability"):
+            Settings(url="redis://h", durability=text)
+
+    @pytest.mark.parametrize(
+        ("count", "error"),
+        [(0, InvalidValue), (-1, InvalidValue), (True, InvalidType), ("1", InvalidType)],
+    )
+    def test_of_no_replicas_are_refused(self, count: Any, error: type[Exception]) -> None:
+        for level in (Durability.replicas, Durability.fsync_and_replicas):
+            with pytest.raises(error, match="replicas"):
+                level(count)
+
+    async def test_of_another_type_are_refused_before_anything_is_sent(self) -> None:
+        store = Store(Settings(url="redis://127.0.0.1:1"))
+        for level in ("fsync", 1, True):
+            with pytest.raises(InvalidType, match="durability"):
+                await store.events.append(
+                    ORDER,
+                    numbered(1),
+                    expected=NEW,
+                    durability=level,  # type: ignore[arg-type]
+                )
+
+
+class TestFsync:
+    async def test_is_what_the_server_does(self, binary: str) -> None:
+        with redis_server(binary, *ALWAYS) as server:
+            async with asyncstore.open(server.url) as store:
+                for n in range(3):
+                    done = await store.events.append(
+                        ORDER, numbered(1), expected=n, durability=Durability.FSYNC
+                    )
+                    assert done == Appended(n, n)
+                with pytest.raises(SequenceConflict):
+                    await store.events.append(
+                        ORDER, numbered(1), expected=0, durability=Durability.FSYNC
+                    )
+
+    @pytest.mark.parametrize(
+        ("settings", "why"),
+        [
+            (("--appendonly", "no"), "appendonly is no"),
+            (("--appendonly", "yes", "--appendfsync", "everysec"), "appendfsync is everysec"),
+            ((*ALWAYS, "--no-appendfsync-on-rewrite", "yes"), "no-appendfsync-on-rewrite is yes"),
+        ],
+    )
+    async def test_is_refused_where_the_server_does_not(
+        self, binary: str, settings: tuple[str, ...], why: str
+    ) -> None:
+        with redis_server(binary, *settings) as server:
+            async with asyncstore.open(server.url) as store:
+                with pytest.raises(DurabilityUnavailable, match=why) as caught:
+                    await store.events.append(
+                        ORDER, numbered(1), expected=NEW, durability=Durability.FSYNC
+                    )
+                assert caught.value.wanted == Durability.FSYNC
+                assert await store.events.next_sequence(ORDER) == 0
+            with pytest.raises(DurabilityUnavailable, match=why):
+                async with asyncstore.open(server.url, durability="fsync"):
+                    pass
+
+    async def test_that_is_switched_off_is_noticed_by_the_appends_it_concerns(
+        self, binary: str
+    ) -> None:
+        with redis_server(binary, *ALWAYS) as server:
+            async with asyncstore.open(server.url, durability="fsync") as store:
+                await store.events.append(ORDER, numbered(2), expected=NEW)
+                with servers.Server("", server.url).client() as client:
+                    client.config_set("appendfsync", "everysec")
+                with pytest.raises(DurabilityNotReached) as caught:
+                    await store.events.append(ORDER, numbered(3), expected=2)
+                error = caught.value
+                assert (error.first_sequence, error.last_sequence) == (2, 4)
+                assert (error.wanted, error.fsynced) == (Durability.FSYNC, False)
+                with pytest.raises(DurabilityUnavailable):
+                    await store.events.append(ORDER, numbered(1), expected=5)
+                memory = Durability.MEMORY
+                await store.events.append(ORDER, numbered(1), expected=5, durability=memory)
+
+    async def test_of_a_hundred_at_once_is_not_a_hundred(self, binary: str) -> None:
+        with redis_server(binary, *ALWAYS) as server:
+            async with asyncstore.open(server.url, durability="fsync") as store:
+                await store.events.append(ORDER, numbered(1), expected=NEW)
+                before = server_writes(server)
+                await asyncio.gather(
+                    *(store.events.append(ORDER, numbered(1), expected=ANY) for _ in range(100))
+                )
+                # A turn of the server's loop writes to its file once, and to its clients once.
+                assert server_writes(server) - before < 60
+
+    async def test_of_an_embedded_server_is_a_setting(self, tmp_path: Path) -> None:
+        url = f"embedded://{tmp_path}"
+        async with asyncstore.open(url) as store:
+            with pytest.raises(DurabilityUnavailable, match="everysec"):
+                await store.events.append(
+                    ORDER, numbered(1), expected=NEW, durability=Durability.FSYNC
+                )
+            async with asyncstore.open(url, durability="fsync") as other:
+                assert await other.events.append(ORDER, numbered(1), expected=NEW) == Appended(0, 0)
+        with pytest.raises(DurabilityUnavailable, match="appendonly"):
+            async with asyncstore.open("embedded://", durability="fsync"):
+                pass
+
+    async def test_may_be_the_operators_word(self, binary: str) -> None:
+        with redis_server(binary, *ALWAYS) as server:
+            with servers.Server("", server.url).client() as client:
+                client.execute_command(
+                    "ACL", "SETUSER", "app", "on", ">s3cret", "~*", "+@all", "-config"
+                )
+            url = f"{server.url}?username=app&password=s3cret"
+            async with asyncstore.open(url) as store:
+                with pytest.raises(DurabilityUnavailable, match="appendfsync_always"):
+                    await store.events.append(
+                        ORDER, numbered(1), expected=NEW, durability=Durability.FSYNC
+                    )
+            async with asyncstore.open(url, appendfsync_always=True, durability="fsync") as store:
+                assert await store.events.append(ORDER, numbered(1), expected=NEW) == Appended(0, 0)
+
+
+def server_writes(server: RedisServer) -> int:
+    assert server.process is not None
+    lines = Path(f"/proc/{server.process.pid}/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("syscw:")).split()[1])
+
+
+class TestReplicas:
+    async def test_have_the_events_when_the_append_returns(self, binary: str) -> None:
+        with redis_server(binary, tcp=True) as primary, replica_of(primary) as replica:
+            async with asyncstore.open(primary.url) as store:
+                await eventually(lambda: can_replicate(store), "the replica has come")
+                for n in range(20):
+                    await store.events.append(ORDER, numbered(1), expected=n, durability=REPLICA)
+                    assert events_of(replica, ORDER) == n + 1
+                places = [Aggregate("orders", f"at once {n}") for n in range(300)]
+                await asyncio.gather(
+                    *(
+                        store.events.append(place, numbered(1), expected=NEW, durability=REPLICA)
+                        for place in places
+                    )
+                )
+                assert [events_of(replica, place) for place in places] == [1] * 300
+
+    async def test_that_are_not_there_are_refused(self, binary: str) -> None:
+        with redis_server(binary, tcp=True) as primary, replica_of(primary):
+            async with asyncstore.open(primary.url) as store:
+                await eventually(lambda: can_replicate(store), "the replica has come")
+                two = Durability.replicas(2)
+                with pytest.raises(DurabilityUnavailable, match="1 replicas are online"):
+                    await store.events.append(ORDER, numbered(1), expected=NEW, durability=two)
+                assert await store.events.next_sequence(ORDER) == 0
+
+    async def test_that_hang_are_told_of_and_the_events_are_stored(self, binary: str) -> None:
+        with redis_server(binary, tcp=True) as primary, replica_of(primary) as replica:
+            async with asyncstore.open(primary.url, timeout=2) as store:
+                await eventually(lambda: can_replicate(store), "the replica has come")
+                async with paused(replica):
+                    outcomes = await asyncio.gather(
+                        *(
+                            store.events.append(
+                                Aggregate("orders", f"at once {n}"),
+                                numbered(2),
+                                expected=NEW,
+                                durability=REPLICA,
+                            )
+                            for n in range(5)
+                        ),
+                        return_exceptions=True,
+                    )
+                    for n, outcome in enumerate(outcomes):
+                        assert isinstance(outcome, DurabilityNotReached)
+                        assert (outcome.first_sequence, outcome.last_sequence) == (0, 1)
+                        assert (outcome.wanted, outcome.on_replicas) == (REPLICA, 0)
+                        place = Aggregate("orders", f"at once {n}")
+                        assert len(await store.events.read(place)) == 2
+                    # Others are not kept waiting.
+                    await store.events.append(ORDER, numbered(1), expected=NEW)
+
+    async def test_have_what_a_duplicate_answers_with(self, binary: str) -> None:
+        with redis_server(binary, tcp=True) as primary, replica_of(primary) as replica:
+            async with asyncstore.open(primary.url, timeout=2) as store:
+                await eventually(lambda: can_replicate(store), "the replica has come")
+                how: Any = {"expected": ANY, "idempotency_key": "k"}
+                async with paused(replica):
+                    await store.events.append(ORDER, numbered(1), **how)
+                    with pytest.raises(DurabilityNotReached):
+                        await store.events.append(ORDER, numbered(1), durability=REPLICA, **how)
+                await eventually(lambda: can_replicate(store), "the replica goes on")
+                done = await store.events.append(ORDER, numbered(1), durability=REPLICA, **how)
+                assert done == Appended(0, 0, duplicate=True)
+
+    async def test_on_disks_need_all_of_it(self, binary: str) -> None:
+        both = Durability.fsync_and_replicas(1)
+        with (
+            redis_server(binary, *ALWAYS, tcp=True) as primary,
+            replica_of(primary, *ALWAYS),
+        ):
+            async with asyncstore.open(primary.url) as store:
+                await eventually(lambda: can_replicate(store), "the replica has come")
+                append = store.events.append(ORDER, numbered(1), expected=NEW, durability=both)
+                with servers.Server("", primary.url).client() as client:
+                    version = client.info("server")["redis_version"]
+                if version.startswith("7.0"):
+                    with pytest.raises(DurabilityUnavailable, match="WAITAOF"):
+                        await append
+                else:
+                    assert await append == Appended(0, 0)
+
+
+class TestHistory:
+    async def test_that_went_back_is_told_to_a_resent_append(
+        self, binary: str, tmp_path: Path
+    ) -> None:
+        with redis_server(binary) as first, redis_server(binary) as second:
+            path = Path(urlsplit(first.url).path)
+            async with (
+                proxy_to(path) as proxy,
+                asyncstore.open(proxy.url) as store,
+                asyncstore.open(second.url) as other,
+            ):
+                await store.events.append(ORDER, numbered(5), expected=NEW)
+                await other.events.append(ORDER, numbered(2), expected=NEW)
+                proxy._socket_path = Path(urlsplit(second.url).path)  # a failover
+                proxy.lose = 1
+                with pytest.raises(HistoryRegressed) as caught:
+                    await store.events.append(ORDER, [Event("Told", 1)], expected=5)
+                assert (caught.value.expected, caught.value.actual) == (5, 2)
+                assert await other.events.next_sequence(ORDER) == 2
+
+    async def test_of_the_same_server_is_a_plain_conflict(self, binary: str) -> None:
+        with redis_server(binary) as server:
+            async with (
+                proxy_to(Path(urlsplit(server.url).path)) as proxy,
+                asyncstore.open(proxy.url) as store,
+            ):
+                await store.events.append(ORDER, numbered(2), expected=NEW)
+                proxy.lose = 1
+                with pytest.raises(SequenceConflict):
+                    await store.events.append(ORDER, numbered(1), expected=5)
