@@ -43,6 +43,7 @@ from tests.servers import RedisServer, redis_server
 ORDER = Aggregate("orders", "1")
 REPLICA = Durability.replicas(1)
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
+AT_ONCE = ("--repl-diskless-sync-delay", "0")  # a replica is not kept waiting for others
 
 BINARIES = {
     name: find
@@ -63,8 +64,8 @@ def binary(request: pytest.FixtureRequest) -> str:
 def replica_of(primary: RedisServer, *arguments: str) -> Iterator[RedisServer]:
     parts = urlsplit(primary.url)
     where = ("--replicaof", str(parts.hostname), str(parts.port))
-    fast = ("--repl-diskless-sync-delay", "0")
-    with redis_server(primary.binary, *where, *fast, *arguments, tcp=True) as server:
+
+    with redis_server(primary.binary, *where, *arguments, tcp=True) as server:
         yield server
 
 
@@ -246,7 +247,7 @@ def server_writes(server: RedisServer) -> int:
 
 class TestReplicas:
     async def test_have_the_events_when_the_append_returns(self, binary: str) -> None:
-        with redis_server(binary, tcp=True) as primary, replica_of(primary) as replica:
+        with redis_server(binary, *AT_ONCE, tcp=True) as primary, replica_of(primary) as replica:
             async with asyncstore.open(primary.url) as store:
                 await eventually(lambda: can_replicate(store), "the replica has come")
                 for n in range(20):
@@ -262,7 +263,7 @@ class TestReplicas:
                 assert [events_of(replica, place) for place in places] == [1] * 300
 
     async def test_that_are_not_there_are_refused(self, binary: str) -> None:
-        with redis_server(binary, tcp=True) as primary, replica_of(primary):
+        with redis_server(binary, *AT_ONCE, tcp=True) as primary, replica_of(primary):
             async with asyncstore.open(primary.url) as store:
                 await eventually(lambda: can_replicate(store), "the replica has come")
                 two = Durability.replicas(2)
@@ -271,7 +272,7 @@ class TestReplicas:
                 assert await store.events.next_sequence(ORDER) == 0
 
     async def test_that_hang_are_told_of_and_the_events_are_stored(self, binary: str) -> None:
-        with redis_server(binary, tcp=True) as primary, replica_of(primary) as replica:
+        with redis_server(binary, *AT_ONCE, tcp=True) as primary, replica_of(primary) as replica:
             async with asyncstore.open(primary.url, timeout=2) as store:
                 await eventually(lambda: can_replicate(store), "the replica has come")
                 async with paused(replica):
@@ -297,7 +298,7 @@ class TestReplicas:
                     await store.events.append(ORDER, numbered(1), expected=NEW)
 
     async def test_have_what_a_duplicate_answers_with(self, binary: str) -> None:
-        with redis_server(binary, tcp=True) as primary, replica_of(primary) as replica:
+        with redis_server(binary, *AT_ONCE, tcp=True) as primary, replica_of(primary) as replica:
             async with asyncstore.open(primary.url, timeout=2) as store:
                 await eventually(lambda: can_replicate(store), "the replica has come")
                 how: Any = {"expected": ANY, "idempotency_key": "k"}
@@ -312,7 +313,7 @@ class TestReplicas:
     async def test_on_disks_need_all_of_it(self, binary: str) -> None:
         both = Durability.fsync_and_replicas(1)
         with (
-            redis_server(binary, *ALWAYS, tcp=True) as primary,
+            redis_server(binary, *ALWAYS, *AT_ONCE, tcp=True) as primary,
             replica_of(primary, *ALWAYS),
         ):
             async with asyncstore.open(primary.url) as store:
