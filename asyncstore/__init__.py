@@ -1,5 +1,6 @@
 """asyncstore: the event store you await, on Redis and Valkey."""
 
+from asyncstore.checks import Finding, Report
 from asyncstore.errors import (
     AsyncStoreError,
     BranchExists,
@@ -53,6 +54,8 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "Events",
     "Positions",
     "Snapshots",
+    "Report",
+    "Finding",
     # values
     "Aggregate",
     "Event",

@@ -2,6 +2,8 @@
 
 Results go to the standard output, everything said about them to the standard error. Exit codes:
 0 all done, 1 something was left out or the store can't be used, 2 the configuration is wrong.
+`doctor` has its own: 0 all good, 1 warnings only, 2 something is bad, a server that does not answer
+and a wrong configuration included.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import asyncio
 import gzip
 import io
 import itertools
+import json
 import os
 import stat
 import sys
 import time
 import zlib
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
@@ -23,21 +27,28 @@ import anyio.to_thread
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from asyncstore import __version__, transfer
 from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent
 from asyncstore.settings import EMBEDDED, Settings
+from asyncstore.store import examine
 from asyncstore.store import open as open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
+    from asyncstore.checks import Finding, Report
     from asyncstore.settings import Options
     from asyncstore.transfer import ImportReport
 
 _PIPE = Path("-")
 _SHOWN_BAD_LINES = 20
 _GZIP_MAGIC = b"\x1f\x8b"
+_PIPED_WIDTH = 120
+_DOCTOR_CODES = {"good": 0, "warning": 1, "bad": 2}
+_COLOURS = {"good": "green", "warning": "yellow", "bad": "red"}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _say = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -97,6 +108,20 @@ def export(
     _run(lambda: _export(file, domain, skip_corrupt, _options(url, key_prefix)))
 
 
+@app.command("doctor")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")] = False,
+    url: Url = None,
+    key_prefix: KeyPrefix = None,
+) -> None:
+    """Say whether the server is fit for events, what is not, and the setting that mends it.
+
+    The exit code is 0 if all is good, 1 if there are warnings, 2 if something is bad. Nothing is
+    changed.
+    """
+    _run(lambda: _doctor(as_json, _options(url, key_prefix)))
+
+
 def _options(url: str | None, key_prefix: str | None) -> Options:
     options: Options = {}
     if url is not None:
@@ -123,6 +148,15 @@ def _run(command: Callable[[], Coroutine[Any, Any, int]]) -> None:
         _say.print("interrupted; what was stored is stored, run it again to go on")
         os._exit(130)  # a thread may still wait for a pipe, and nothing else is left to do
     raise typer.Exit(code)
+
+
+def _settings_of_a_store(options: Options) -> Settings:
+    """Return the settings, unless they name an embedded store that would have to be made."""
+    settings = Settings.resolve(options)
+    directory = settings.embedded_directory()
+    if settings.backend == EMBEDDED and directory is not None and not directory.exists():
+        raise ConfigurationError("path", f"there is no store in {directory}", "the settings")
+    return settings
 
 
 # Import
@@ -219,10 +253,7 @@ async def _export(path: Path, domains: list[str] | None, skip: bool, options: Op
         corrupt.append(error)
         _say.print(f"left out: {error}", style="red", markup=False)
 
-    settings = Settings.resolve(options)
-    directory = settings.embedded_directory()
-    if settings.backend == EMBEDDED and directory is not None and not directory.exists():
-        raise ConfigurationError("path", f"there is no store in {directory}", "the settings")
+    settings = _settings_of_a_store(options)
     count = 0
     with _writing(path) as target:
         async with open_store(settings) as store:
@@ -284,3 +315,36 @@ def _progress(what: str, size: int | None) -> Iterator[Callable[[int | None, int
     with Progress(*columns, console=_say, transient=True, disable=not _say.is_terminal) as bar:
         task = bar.add_task(what, total=size, events=0)
         yield lambda position, events: bar.update(task, completed=position, events=events)
+
+
+# Doctor
+
+
+async def _doctor(as_json: bool, options: Options) -> int:
+    report = await examine(_settings_of_a_store(options))
+    if as_json:
+        typer.echo(json.dumps({"level": report.level, **asdict(report)}, indent=2))
+    else:
+        _print_findings(report)
+    return _DOCTOR_CODES[report.level]
+
+
+def _print_findings(report: Report) -> None:
+    screen = Console(highlight=False, emoji=False)
+    if not screen.is_terminal:
+        screen = Console(highlight=False, emoji=False, width=_PIPED_WIDTH)
+    table = Table(title=Text(report.server), title_justify="left")
+    for column, share in (("", 1), ("what", 2), ("found", 4), ("what it means for events", 6)):
+        table.add_column(column, ratio=share)
+    for finding in report.findings:
+        table.add_row(*_cells(finding))
+    screen.print(table)
+
+
+def _cells(finding: Finding) -> tuple[Text, ...]:
+    """Return the line of a finding; as Text, for what a server says is no markup."""
+    meaning = Text(finding.meaning)
+    if finding.remedy:
+        meaning.append(f"\n→ {finding.remedy}", style="bold")
+    level = Text(finding.level, style=_COLOURS[finding.level])
+    return level, Text(finding.name), Text(finding.found), meaning

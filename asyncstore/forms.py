@@ -23,6 +23,11 @@ def is_count(reply: Any) -> bool:
     return type(reply) is int and reply >= 0
 
 
+def is_count_or_nil(reply: Any) -> bool:
+    """A whole number that is not negative, or nothing."""
+    return reply is None or is_count(reply)
+
+
 def is_score(reply: Any) -> bool:
     """A double, which is text in RESP2, or nothing."""
     return is_text_or_nil(reply) or type(reply) is float
@@ -115,6 +120,18 @@ def is_deleted(reply: Any) -> bool:
     if reply[0] == b"ok":
         return len(reply) == 3 and is_count(reply[1]) and is_texts(reply[2])
     return reply[0] == b"more" and len(reply) == 2 and is_texts(reply[1])
+
+
+def is_settings(reply: Any) -> bool:
+    """Names and values: a map in RESP3, a flat list in RESP2."""
+    if type(reply) is dict:
+        return is_texts([*reply, *reply.values()])
+    return is_texts(reply) and len(reply) % 2 == 0
+
+
+def is_time(reply: Any) -> bool:
+    """Seconds since 1970 and microseconds, as text."""
+    return is_texts(reply) and len(reply) == 2 and all(map(bytes.isdigit, reply))
 
 
 def is_anything(_: Any) -> bool:

@@ -171,6 +171,10 @@ class Settings:
         path = unquote(urlsplit(self.url).path)
         return Path(path) if path else None
 
+    def is_throw_away(self) -> bool:
+        """Whether the data go with the last user: an embedded server without a directory."""
+        return self.backend == EMBEDDED and self.embedded_directory() is None
+
     def __repr__(self) -> str:
         shown = []
         for field in fields(self):

@@ -136,10 +136,15 @@ class RedisServer:
     directory: Path
     url: str
     arguments: list[str]
+    config: str = ""
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [self.binary, "--dir", str(self.directory), "--save", "", *self.arguments]
+        file = self.directory / "server.conf"
+        if self.config:
+            file.write_text(self.config)
+        command = [self.binary, *([str(file)] if self.config else [])]
+        command += ["--dir", str(self.directory), "--save", "", *self.arguments]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -166,33 +171,43 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(binary: str, *arguments: str, tcp: bool = False) -> Iterator[RedisServer]:
-    """Run a server: on loopback at a free port, or on a unix socket in a directory of its own."""
+def redis_server(
+    binary: str, *arguments: str, tcp: bool = False, config: str = ""
+) -> Iterator[RedisServer]:
+    """Run a server: on loopback at a free port, or on a unix socket in a directory of its own.
+
+    `config` is the text of its configuration file; without it, there is no such file.
+    """
     with tempfile.TemporaryDirectory(prefix="redis-") as name:
         directory = Path(name)
         server = _start_on_loopback if tcp else _start_on_socket
-        running = server(binary, directory, list(arguments))
+        running = server(binary, directory, list(arguments), config)
         try:
             yield running
         finally:
             running.stop()
 
 
-def _start_on_socket(binary: str, directory: Path, arguments: list[str]) -> RedisServer:
+def _start_on_socket(
+    binary: str, directory: Path, arguments: list[str], config: str
+) -> RedisServer:
     path = directory / "socket"
     where = ["--port", "0", "--unixsocket", str(path)]
-    server = RedisServer(binary, directory, f"unix://{path}", [*where, *arguments])
+    server = RedisServer(binary, directory, f"unix://{path}", [*where, *arguments], config)
     server.start()
     assert server.wait_until_ready(), (directory / "log").read_text()
     return server
 
 
-def _start_on_loopback(binary: str, directory: Path, arguments: list[str]) -> RedisServer:
+def _start_on_loopback(
+    binary: str, directory: Path, arguments: list[str], config: str
+) -> RedisServer:
     # Between finding a free port and taking it somebody else may have it: then another one.
     for _ in range(5):
         port = free_port()
         where = ["--bind", "127.0.0.1", "--port", str(port)]
-        server = RedisServer(binary, directory, f"redis://127.0.0.1:{port}", [*where, *arguments])
+        url = f"redis://127.0.0.1:{port}"
+        server = RedisServer(binary, directory, url, [*where, *arguments], config)
         server.start()
         if server.wait_until_ready():
             return server

@@ -39,6 +39,7 @@ ORDER = [
     "reading",
     "events",
     "folding",
+    "checks",
     "store",
     "__init__",
     "transfer",

@@ -1,0 +1,664 @@
+"""Whether a server is fit for events: what `Store.check` and `asyncstore doctor` say.
+
+A line is judged by a function that gets what INFO and CONFIG GET say and returns a verdict; where
+it takes a question of its own, the function is a coroutine of `_Questions`. A field that the
+server does not show raises `_Hidden`, and all lines that miss the same command become one finding.
+Nothing is written, nothing is scanned, and no root or event is part of a finding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from asyncstore import codec, forms
+from asyncstore.errors import InvalidName, StoreUnavailable, UnexpectedReply
+from asyncstore.names import MAIN
+from asyncstore.settings import EMBEDDED
+from asyncstore.values import Aggregate
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from asyncstore.errors import AsyncStoreError
+    from asyncstore.keys import Keys
+    from asyncstore.settings import Settings
+    from asyncstore.transport import Transport
+
+Level = Literal["good", "warning", "bad"]
+
+OLDEST_SERVER: Final = (7, 0)
+
+_WORST_LAST: Final[tuple[Level, ...]] = ("good", "warning", "bad")
+_CONFIG: Final = (
+    "appendonly",
+    "appendfsync",
+    "no-appendfsync-on-rewrite",
+    "save",
+    "maxmemory",
+    "maxmemory-policy",
+    "min-replicas-to-write",
+)
+_PINGS: Final = 20
+_CLOCK_SECONDS: Final = 2.0  # two clocks that differ by more are worth a word
+_LAG_SECONDS: Final = 10
+_LAG_BYTES: Final = 16 * 1024 * 1024
+_MEMORY_TIGHT: Final = 0.8  # of maxmemory
+_MEMORY_FULL: Final = 0.95
+_DOMAINS: Final = 20
+_ROOTS: Final = 100  # of each domain
+_LONG: Final = 100_000  # events or claims
+_LARGE: Final = 64 * 1024 * 1024  # bytes of one key
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    `level` is "good", "warning" or "bad". `found` is what was seen, `meaning` what that means for
+    events, and `remedy` the setting that mends it; it is empty when all is good.
+    """
+
+    name: str
+    level: Level
+    found: str
+    meaning: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Whether a server is fit for events: what `Store.check` returns.
+
+    `server` says which one it is, without a password. No finding holds event data or a root.
+    """
+
+    server: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def level(self) -> Level:
+        """The worst level of all findings."""
+        return max((finding.level for finding in self.findings), key=_WORST_LAST.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the server says in answer to one command. `refused` is its error, if it gave one."""
+
+    command: str
+    fields: Mapping[str, str]
+    refused: UnexpectedReply | None = None
+
+    def __getitem__(self, field: str) -> str:
+        if field not in self.fields:
+            code = self.refused.code if self.refused is not None else "nothing"
+            raise _Hidden(self.command, code)
+        return self.fields[field]
+
+    def number(self, field: str) -> int:
+        """Return the field as a whole number."""
+        text = self[field]
+        if not re.fullmatch(r"-?\d+", text):
+            raise _Hidden(self.command, "no number")
+        return int(text)
+
+
+class _Hidden(Exception):
+    """The server does not show what a line needs."""
+
+    def __init__(self, command: str, code: str) -> None:
+        super().__init__(command, code)
+        self.source = command, code
+
+
+async def ask_info(transport: Transport) -> Said:
+    """Return what INFO says."""
+    return await _said(transport, _parse_info, forms.is_text, "INFO")
+
+
+async def ask_config(transport: Transport, *names: str) -> Said:
+    """Return what CONFIG GET says of these settings."""
+    return await _said(transport, _parse_config, forms.is_settings, "CONFIG", "GET", *names)
+
+
+def keeps_nothing(info: Said, config: Said) -> bool:
+    """Whether a restart is known to lose every event: there is no AOF, and no RDB save point."""
+    return info.fields.get("aof_enabled") == "0" and config.fields.get("save") == ""
+
+
+def is_too_old(info: Said) -> bool:
+    """Whether the server lacks what the scripts need."""
+    return _version(info.fields.get("redis_version", "0")) < OLDEST_SERVER
+
+
+async def check(transport: Transport, keys: Keys, settings: Settings) -> Report:
+    """Look at everything that decides whether the server keeps events, and what it takes."""
+    info, config = await asyncio.gather(ask_info(transport), ask_config(transport, *_CONFIG))
+    seen = _Seen(info, config, settings)
+    lines = _Lines()
+    for name, judge in _JUDGES.items():
+        lines.add(name, judge, seen)
+    if info.fields.get("cluster_enabled") != "1":  # a node has a part of the keys only
+        await _Questions(transport, keys).put(lines)
+    name = _server_name(info) if "redis_version" in info.fields else "a server"
+    return Report(f"{name} at {settings.where()}", tuple(lines.all()))
+
+
+def unreachable(settings: Settings, error: AsyncStoreError) -> Report:
+    """Return what there is to say of a server that does not answer, or not as it should."""
+    return Report(settings.where(), (_trouble(error, "nothing can be stored or read"),))
+
+
+def _trouble(error: AsyncStoreError, meaning: str) -> Finding:
+    remedy = "start the server or mend its trouble; or mend the url"
+    return Finding("connection", "bad", str(error), meaning, remedy)
+
+
+# What a line is made of
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    level: Level
+    found: str
+    meaning: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the lines are judged by."""
+
+    info: Said
+    config: Said
+    settings: Settings
+
+    @property
+    def has_aof(self) -> bool:
+        if "aof_enabled" in self.info.fields:
+            return self.info["aof_enabled"] == "1"
+        return self.config["appendonly"] == "yes"
+
+
+class _Lines:
+    """Findings in their order; those that the server hides become one for each command."""
+
+    def __init__(self) -> None:
+        self._findings: list[Finding] = []
+        self._hidden: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, name: str, judge: Callable[[_Seen], _Verdict | None], seen: _Seen) -> None:
+        try:
+            verdict = judge(seen)
+        except _Hidden as hidden:
+            self._hidden.setdefault(hidden.source, []).append(name)
+        else:
+            self._add(name, verdict)
+
+    async def add_answer(self, name: str, answer: Awaitable[_Verdict]) -> None:
+        try:
+            self._add(name, await answer)
+        except UnexpectedReply as error:
+            self._hidden.setdefault((error.command, error.code), []).append(name)
+
+    def add_trouble(self, error: StoreUnavailable, names: Sequence[str]) -> None:
+        self._findings.append(_trouble(error, f"not judged: {', '.join(names)}"))
+
+    def _add(self, name: str, verdict: _Verdict | None) -> None:
+        if verdict is not None:
+            words = verdict.found, verdict.meaning, verdict.remedy
+            self._findings.append(Finding(name, verdict.level, *words))
+
+    def all(self) -> list[Finding]:
+        hidden = [_hidden(*source, names) for source, names in self._hidden.items()]
+        return [*self._findings, *hidden]
+
+
+_GRANTS: Final = {"CONFIG": "config|get", "MEMORY": "memory|usage"}
+
+
+def _hidden(command: str, code: str, names: list[str]) -> Finding:
+    unjudged = f"not judged: {', '.join(names)}"
+    if code == "WRONGTYPE":
+        remedy = "find out what else writes keys with this key_prefix, and give one of them another"
+        return Finding(f"{command} of a key", "bad", "a key of another kind", unjudged, remedy)
+    grant = _GRANTS.get(command, command.lower())
+    return Finding(
+        command, "warning", f"hidden ({code})", unjudged, f"ACL SETUSER <this user> +{grant}"
+    )
+
+
+# Lines that INFO and CONFIG GET decide
+
+
+def _server(seen: _Seen) -> _Verdict:
+    name = _server_name(seen.info)
+    if is_too_old(seen.info):
+        why = "it lacks what the scripts need: `open` refuses it"
+        return _Verdict("bad", name, why, "upgrade to Redis 7.0 or newer, or to Valkey")
+    return _Verdict("good", name, "it has what the scripts need")
+
+
+def _role(seen: _Seen) -> _Verdict:
+    if seen.info["role"] == "master":
+        return _Verdict("good", "primary", "it takes appends")
+    link = seen.info.fields.get("master_link_status", "unknown")
+    found = f"replica; the link to its primary is {link}"
+    return _Verdict("bad", found, "it takes no appends", "give the store the URL of the primary")
+
+
+def _cluster(seen: _Seen) -> _Verdict:
+    if seen.info["cluster_enabled"] == "0":
+        return _Verdict("good", "no", "one server holds all events")
+    why = "clusters are not supported yet: `open` refuses it"
+    return _Verdict("bad", "the server is a node of one", why, "cluster-enabled no")
+
+
+def _aof(seen: _Seen) -> _Verdict:
+    if seen.has_aof:
+        return _Verdict("good", "on", "events are written to disk as they come")
+    if seen.settings.is_throw_away():
+        why = "the events go with the last user, as embedded:// says"
+        return _Verdict("warning", "off", why, "open embedded:///a/directory to keep them")
+    if keeps_nothing(seen.info, seen.config):
+        why = "nothing is kept on disk: a restart or a crash loses every event"
+    else:
+        why = "a restart or a crash loses every event since the last RDB save"
+    return _Verdict("bad", "off", why, "appendonly yes")
+
+
+def _fsync(seen: _Seen) -> _Verdict | None:
+    if not seen.has_aof:
+        return None
+    policy = seen.config["appendfsync"]
+    if policy == "always":
+        return _Verdict("good", policy, "an answered append survives a power cut")
+    if policy == "everysec":
+        why = (
+            "a power cut loses about the last second, more on a slow disk; a server that is killed "
+            "loses nothing, but on a slow disk; FSYNC can't be given"
+        )
+        return _Verdict("warning", policy, why, "appendfsync always")
+    why = "a power cut loses what the kernel has not written yet, often 30 seconds of events"
+    return _Verdict("bad", policy, why, "appendfsync always")
+
+
+def _fsync_on_rewrite(seen: _Seen) -> _Verdict | None:
+    if not seen.has_aof:
+        return None
+    if seen.config["no-appendfsync-on-rewrite"] == "no":
+        return _Verdict("good", "goes on", "a rewrite of the AOF changes no guarantee")
+    why = "while the AOF is rewritten or a save is made nothing is fsynced, whatever appendfsync is"
+    return _Verdict("bad", "stops", why, "no-appendfsync-on-rewrite no")
+
+
+def _aof_writes(seen: _Seen) -> _Verdict | None:
+    if not seen.has_aof:
+        return None
+    if seen.info["aof_last_write_status"] != "ok":
+        why = "the server can't write to its disk: it refuses appends"
+        return _Verdict("bad", "the last write failed", why, "free or mend the disk of its dir")
+    if seen.info["aof_last_bgrewrite_status"] != "ok":
+        why = "the AOF grows until the disk is full, and loading it takes longer"
+        remedy = "free the disk or memory for it, then BGREWRITEAOF; its log says what failed"
+        return _Verdict("warning", "the last rewrite failed", why, remedy)
+    return _Verdict("good", "the last write and rewrite went well", "the AOF is complete")
+
+
+def _rdb(seen: _Seen) -> _Verdict | None:
+    if seen.settings.is_throw_away():
+        return None
+    if seen.info["rdb_last_bgsave_status"] != "ok":
+        why = "there is no newer save, and with save points set the server refuses appends"
+        remedy = "free the disk or memory for it, then BGSAVE; its log says what failed"
+        return _Verdict("bad", "the last save failed", why, remedy)
+    saves = seen.config["save"]
+    if saves:
+        last = datetime.fromtimestamp(seen.info.number("rdb_last_save_time"), UTC)
+        found = f"save {saves}; last save or start {last:%Y-%m-%d %H:%M:%S} UTC"
+        return _Verdict("good", found, "there is a second file to restore from")
+    if seen.has_aof:
+        return _Verdict("good", "no save points", "the AOF holds every event")
+    why = "there is no file to restore from after a restart"
+    return _Verdict("bad", "no save points", why, "appendonly yes")
+
+
+def _eviction(seen: _Seen) -> _Verdict:
+    policy = seen.info.fields.get("maxmemory_policy") or seen.config["maxmemory-policy"]
+    if policy == "noeviction":
+        return _Verdict("good", policy, "no event is deleted to free memory")
+    why = (
+        "when memory is full whole histories are deleted in silence, and their sequences are given "
+        "again: `open` refuses it"
+    )
+    return _Verdict("bad", policy, why, "maxmemory-policy noeviction")
+
+
+def _memory(seen: _Seen) -> _Verdict:
+    used = seen.info.number("used_memory") - seen.info.number("mem_not_counted_for_evict")
+    most = seen.info.number("maxmemory")
+    if most == 0:
+        why = (
+            "when the machine's memory is used up the kernel kills the server, where a limit would "
+            "refuse appends and go on answering reads"
+        )
+        remedy = "maxmemory, at about half of the machine's memory if it saves or rewrites there"
+        return _Verdict("warning", f"{_size(used)} used, no limit", why, remedy)
+    found = f"{_size(used)} of {_size(most)} used"
+    if most > seen.info.number("total_system_memory"):
+        why = "the limit is above what the machine has: the kernel may kill the server first"
+        return _Verdict("warning", found, why, "a smaller maxmemory, or a larger machine")
+    return _headroom(found, used / most)
+
+
+def _headroom(found: str, share: float) -> _Verdict:
+    if share < _MEMORY_TIGHT:
+        return _Verdict("good", found, "there is room for more events")
+    level: Level = "bad" if share >= _MEMORY_FULL else "warning"
+    why = "at the limit every append is refused as StoreFull; reads go on"
+    return _Verdict(level, found, why, "a larger maxmemory, or delete what is not needed")
+
+
+def _replicas(seen: _Seen) -> _Verdict:
+    replicas = _parse_replicas(seen.info)
+    if seen.info.number("connected_slaves") == 0:
+        why = "events are on this server's disk alone: replicas(n) can't be given"
+        return _Verdict("good", "none", why)
+    head = seen.info.number("master_repl_offset")
+    behind = max((head - replica.offset for replica in replicas if replica.online), default=0)
+    silent = max((replica.lag for replica in replicas if replica.online), default=0)
+    online = sum(replica.online for replica in replicas)
+    found = f"{online} of {len(replicas)} online, {_size(behind)} and {silent} s behind at most"
+    if online == len(replicas) and behind < _LAG_BYTES and silent <= _LAG_SECONDS:
+        return _Verdict("good", found, "a failover loses little; with replicas(n), nothing")
+    why = "a failover loses what a replica does not have; replicas(n) waits for it, or fails"
+    return _Verdict("warning", found, why, "look after the replica, its link and its log")
+
+
+def _least_replicas(seen: _Seen) -> _Verdict:
+    least = seen.config.number("min-replicas-to-write")
+    if least == 0:
+        return _Verdict("good", "0", "appends need no replica, but those that ask for replicas(n)")
+    if "min_slaves_good_slaves" not in seen.info.fields:
+        return _Verdict("good", f"{least}; not in force", "min-replicas-max-lag is 0")
+    there = seen.info.number("min_slaves_good_slaves")
+    found = f"{least}; {there} of them are there"
+    if there < least:
+        remedy = "bring up replicas, or min-replicas-to-write 0"
+        return _Verdict("bad", found, "the server refuses every append (NOREPLICAS)", remedy)
+    return _Verdict("good", found, "a primary that is cut off from its replicas takes no appends")
+
+
+def _waitaof(seen: _Seen) -> _Verdict | None:
+    if not seen.has_aof:
+        return None
+    if seen.config["appendfsync"] == "always":
+        return _Verdict("good", "not relied on", "with appendfsync always the answer says it")
+    version = _version(seen.info["redis_version"])  # every Valkey says 7.2.4
+    if version >= (8, 0):
+        return _Verdict("good", "truthful", "it answers after the fsync")
+    if version < (7, 2):
+        found, why = "not there", "there is no way to wait for an fsync"
+    else:
+        found, why = "answers too early", "it says fsynced before it is, if not with `always`"
+    return _Verdict("warning", found, why, "appendfsync always")
+
+
+def _restart(seen: _Seen) -> _Verdict | None:
+    if seen.settings.is_throw_away():
+        return None
+    if seen.settings.backend == EMBEDDED:
+        return _Verdict("good", "asyncstore starts it", "it gets the same settings each time")
+    if seen.info["config_file"]:
+        why = "its settings are those of the file; after CONFIG SET they need CONFIG REWRITE"
+        return _Verdict("good", "it has a configuration file", why)
+    why = (
+        "what was set by CONFIG SET is lost at a restart; only the arguments of its command line "
+        "come back"
+    )
+    remedy = "start it with a configuration file that holds its settings"
+    return _Verdict("warning", "it has no configuration file", why, remedy)
+
+
+_JUDGES: Final[dict[str, Callable[[_Seen], _Verdict | None]]] = {
+    "server": _server,
+    "role": _role,
+    "cluster": _cluster,
+    "AOF": _aof,
+    "fsync": _fsync,
+    "fsync while rewriting": _fsync_on_rewrite,
+    "WAITAOF": _waitaof,
+    "AOF writes": _aof_writes,
+    "RDB": _rdb,
+    "after a restart": _restart,
+    "eviction": _eviction,
+    "memory": _memory,
+    "replicas": _replicas,
+    "min-replicas-to-write": _least_replicas,
+}
+
+
+# Lines that take a question of their own
+
+
+class _Questions:
+    def __init__(self, transport: Transport, keys: Keys) -> None:
+        self._transport = transport
+        self._keys = keys
+
+    async def put(self, lines: _Lines) -> None:
+        """Ask one after the other, as long as the server answers."""
+        questions = self._all()
+        names = list(questions)
+        for place, (name, question) in enumerate(questions.items()):
+            try:
+                await lines.add_answer(name, question())
+            except StoreUnavailable as error:
+                lines.add_trouble(error, names[place:])
+                return
+
+    def _all(self) -> dict[str, Callable[[], Awaitable[_Verdict]]]:
+        return {
+            "layout": self._layout,
+            "clock": self._clock,
+            "the store's clock": self._store_clock,
+            "big aggregates": self._sizes,
+            "latency": self._latency,
+        }
+
+    async def _layout(self) -> _Verdict:
+        found = await self._text_or_nil(self._keys.layout())
+        if found is None:
+            return _Verdict("good", "none yet", "the store is empty")
+        if found == b"%d" % codec.LAYOUT:
+            return _Verdict("good", str(codec.LAYOUT), "it is the one that this version knows")
+        why = f"this version of asyncstore knows {codec.LAYOUT}: `open` refuses it"
+        shown = found.decode(errors="replace")[:20]
+        return _Verdict("bad", shown, why, "use a version of asyncstore that knows it")
+
+    async def _clock(self) -> _Verdict:
+        before = time.time()
+        server = await self._time()
+        after = time.time()
+        # It was read in between: how far it is off is known to half a round trip.
+        ahead = server - (before + after) / 2
+        sure = max(0.0, abs(ahead) - (after - before) / 2)
+        where = "ahead of" if ahead > 0 else "behind"
+        if sure <= _CLOCK_SECONDS:
+            found = f"within {abs(ahead) + 0.05:.1f} s of this machine's"
+            return _Verdict("good", found, "events get the server's time")
+        found = f"{_duration(sure)} {where} this machine's"
+        why = "events get the server's time: reading `until` a time of this machine misses some"
+        return _Verdict("warning", found, why, "synchronize both clocks (NTP)")
+
+    async def _store_clock(self) -> _Verdict:
+        # Asked for in this order on one connection: an honest commit is older than the clock.
+        commits, now = await asyncio.gather(self._text_or_nil(self._keys.commits()), self._time())
+        _, _, last = (commits or b"").partition(b" ")
+        ahead = int(last) / 1_000_000 - now if last.isdigit() else 0.0
+        if ahead <= _CLOCK_SECONDS:
+            return _Verdict("good", "not ahead of the server's", "events get the server's time")
+        why = (
+            "the server's clock was ahead once, and times never run backwards: every event gets "
+            "that one time until it is reached"
+        )
+        remedy = "wait, or set the second number of the key `commits` back while nobody appends"
+        return _Verdict("warning", f"{_duration(ahead)} ahead of the server's", why, remedy)
+
+    async def _sizes(self) -> _Verdict:
+        aggregates = await self._last_changed()
+        if not aggregates:
+            return _Verdict("good", "no aggregates", "there is nothing that could be too big")
+        events = await self._longest([(a.domain, self._keys.events(a)) for a in aggregates])
+        claims = await self._longest([(a.domain, self._keys.claims(a)) for a in aggregates])
+        size = await self._command(forms.is_count_or_nil, "MEMORY", "USAGE", events.key) or 0
+        found = (
+            f"of the {len(aggregates):,} looked at (last changed, main), the longest has "
+            f"{events.count:,} events, {_size(size)}, in {events.domain!r}; "
+            f"most keys, sources and correlation ids: {claims.count:,}, in {claims.domain!r}"
+        )
+        if max(events.count, claims.count) < _LONG and size < _LARGE:
+            return _Verdict("good", found, "none is so long that it shows")
+        why = "an aggregate is one key: reading all of it is slow, and it can't be spread"
+        return _Verdict("warning", found, why, "snapshots, and aggregates that come to an end")
+
+    async def _last_changed(self) -> list[Aggregate]:
+        """Return some of the last changed aggregates of each domain: a bounded number of them."""
+        texts = forms.is_texts
+        names = await self._command(texts, "ZRANGE", self._keys.domains(), 0, _DOMAINS - 1)
+        domains = [name.decode(errors="replace") for name in names]
+        roots = await asyncio.gather(
+            *(
+                self._command(texts, "ZRANGE", self._keys.roots(domain, MAIN), 0, _ROOTS - 1, "REV")
+                for domain in domains
+            )
+        )
+        pairs = zip(domains, roots, strict=True)
+        named = [_aggregate(domain, root) for domain, found in pairs for root in found]
+        return [aggregate for aggregate in named if aggregate is not None]
+
+    async def _longest(self, places: Sequence[tuple[str, str]]) -> _Counted:
+        counts = await asyncio.gather(
+            *(self._command(forms.is_count, "ZCARD", key) for _, key in places)
+        )
+        counted = [_Counted(n, *place) for n, place in zip(counts, places, strict=True)]
+        return max(counted, key=lambda one: one.count)
+
+    async def _latency(self) -> _Verdict:
+        taken = []
+        for _ in range(_PINGS):
+            started = time.perf_counter()
+            await self._command(forms.is_text, "PING")
+            taken.append(time.perf_counter() - started)
+        found = f"{statistics.median(taken) * 1000:.2f} ms for a PING (median of {_PINGS})"
+        return _Verdict("good", found, "an append alone takes at least as long")
+
+    async def _time(self) -> float:
+        seconds, microseconds = await self._command(forms.is_time, "TIME")
+        return float(int(seconds) + int(microseconds) / 1_000_000)
+
+    async def _text_or_nil(self, key: str) -> bytes | None:
+        found: bytes | None = await self._command(forms.is_text_or_nil, "GET", key)
+        return found
+
+    async def _command(self, form: forms.Form, *command: str | int) -> Any:
+        return await self._transport.command(form, *command)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    count: int
+    domain: str
+    key: str
+
+
+def _aggregate(domain: str, root: bytes) -> Aggregate | None:
+    try:
+        return Aggregate(domain, root.decode())
+    except (InvalidName, UnicodeDecodeError):
+        return None  # not the store's; `asyncstore verify` looks for such
+
+
+# What the server says
+
+
+async def _said(
+    transport: Transport,
+    parse: Callable[[Any], dict[str, str]],
+    form: forms.Form,
+    *command: str,
+) -> Said:
+    try:
+        return Said(command[0], parse(await transport.command(form, *command)))
+    except UnexpectedReply as error:
+        return Said(command[0], {}, error)
+
+
+def _parse_info(reply: bytes) -> dict[str, str]:
+    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in pairs if colon}
+
+
+def _parse_config(reply: dict[bytes, bytes] | list[bytes]) -> dict[str, str]:
+    # RESP3 has maps; in RESP2 they are flat lists.
+    pairs = dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else reply
+    return {
+        name.decode(errors="replace"): value.decode(errors="replace")
+        for name, value in pairs.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Replica:
+    online: bool
+    offset: int
+    lag: int  # seconds since it was last heard
+
+
+def _parse_replicas(info: Said) -> list[_Replica]:
+    """Return the replicas of lines such as `slave0:ip=…,port=…,state=online,offset=42,lag=1`."""
+    lines = [text for name, text in info.fields.items() if re.fullmatch(r"slave\d+", name)]
+    return [_parse_replica(Said("INFO", _pairs(line))) for line in lines]
+
+
+def _parse_replica(line: Said) -> _Replica:
+    return _Replica(line["state"] == "online", line.number("offset"), line.number("lag"))
+
+
+def _pairs(line: str) -> dict[str, str]:
+    return {name: value for name, _, value in (part.partition("=") for part in line.split(","))}
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def _server_name(info: Said) -> str:
+    if "valkey_version" in info.fields:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis {info['redis_version']}"
+
+
+# How it is shown
+
+
+def _size(count: int) -> str:
+    size = float(max(count, 0))
+    for unit in ("B", "kB", "MB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
