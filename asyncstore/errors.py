@@ -101,14 +101,16 @@ class ConfigurationError(AsyncStoreError, ValueError):
 class SequenceConflict(AsyncStoreError):
     """Somebody else appended first; nothing was written.
 
-    `actual` is the sequence that the aggregate's next event will get. `missed` are the events from
-    `expected` on, if the append asked for them, and None if not.
+    `actual` is the sequence that the aggregate's next event will get. If the append asked for it,
+    `missed` are the events from `expected` on, or None where they are gone again, and `before` is
+    the one before them: if that is not the one you know, the aggregate was deleted and begun anew.
     """
 
     aggregate: Aggregate
     expected: Expected
     actual: int
     missed: list[RecordedEvent] | None = dataclasses.field(default=None, repr=False)
+    before: RecordedEvent | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         return (

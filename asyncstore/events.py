@@ -408,8 +408,10 @@ class Events:
         if tag == b"regressed" and expected is not ANY:
             return HistoryRegressed(aggregate, expected, value)
         if tag == b"conflict" and expected is not ANY:
-            new = await self._reader.missed(aggregate, expected, value, page) if missed else None
-            return SequenceConflict(aggregate, expected, value, new)
+            if not missed:
+                return SequenceConflict(aggregate, expected, value)
+            before, new = await self._reader.missed(aggregate, expected, value, page)
+            return SequenceConflict(aggregate, expected, value, new, before)
         return self._transport.misfit("append")
 
     def _index_keys(self, aggregate: Aggregate) -> list[str]:

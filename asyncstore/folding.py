@@ -29,6 +29,8 @@ from asyncstore.names import MAIN, check_schema_version, check_whole_number
 from asyncstore.values import Aggregate, Appended, Event
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from asyncstore.events import Events
     from asyncstore.recorded import RecordedEvent
     from asyncstore.snapshots import Snapshots
@@ -104,6 +106,27 @@ class Fold(Generic[S]):
 
 
 @dataclass(frozen=True, slots=True)
+class Folded(Generic[S]):
+    """A state, and the id of the last event in it, if it is known."""
+
+    state: S
+    next_sequence: int
+    last_id: UUID | None
+
+    def goes_on_with(self, refusal: SequenceConflict) -> bool:
+        """Whether what was missed goes on from the history that the state is of.
+
+        Not if the aggregate was deleted and begun anew, nor if its edition may have diverged from
+        what was seen of main.
+        """
+        if refusal.aggregate.edition != MAIN:
+            return False
+        if self.next_sequence == 0:
+            return True
+        return refusal.before is not None and refusal.before.id == self.last_id
+
+
+@dataclass(frozen=True, slots=True)
 class Folder:
     """Folds the events of a store."""
 
@@ -113,8 +136,8 @@ class Folder:
         default_factory=WeakValueDictionary
     )
 
-    async def fold(self, aggregate: Aggregate, how: Fold[S]) -> tuple[S, int]:
-        """Return the state of an aggregate, and its next sequence."""
+    async def fold(self, aggregate: Aggregate, how: Fold[S]) -> Folded[S]:
+        """Return the state of an aggregate, and what it is as of."""
         loaded = await self._events.load(aggregate, schema_version=how.schema_version)
         state, since, events = how.initial, 0, loaded.events
         if loaded.snapshot is not None:
@@ -132,7 +155,7 @@ class Folder:
             dumped = how.dumped(state)  # each time: what can't be kept shows with the first call
             if events and loaded.next_sequence - since >= every:
                 await self._keep(aggregate, events[-1], dumped, how)
-        return state, loaded.next_sequence
+        return Folded(state, loaded.next_sequence, events[-1].id if events else None)
 
     async def _keep(
         self, aggregate: Aggregate, last: RecordedEvent, state: Any, how: Fold[S]
@@ -157,16 +180,16 @@ class Folder:
         done = await self._done_before(aggregate, trace)
         if done is not None:
             return done
-        state, next_sequence = await self.fold(aggregate, how)
+        folded = await self.fold(aggregate, how)
         try:
-            return await self._try(aggregate, decide, state, next_sequence, trace)
+            return await self._try(aggregate, decide, folded, trace)
         except SequenceConflict as refusal:
             if tries == 1:
                 raise
             # Those of this store that were refused take turns, and have only others to fear.
             turn = self._turns.setdefault(aggregate, asyncio.Lock())
             async with turn:
-                return await self._try_again(decide, how, tries - 1, trace, state, refusal)
+                return await self._try_again(decide, how, tries - 1, trace, folded, refusal)
 
     async def _done_before(self, aggregate: Aggregate, trace: Trace) -> Appended | None:
         """Return what the key was used for: on a state that has its effect, nothing is decided."""
@@ -183,18 +206,18 @@ class Folder:
         how: Fold[S],
         tries: int,
         trace: Trace,
-        state: S,
+        folded: Folded[S],
         refusal: SequenceConflict,
     ) -> Appended:
         aggregate, pause = refusal.aggregate, _FIRST_PAUSE
         while True:
-            if refusal.missed and aggregate.edition == MAIN:
-                state, next_sequence = how.over(state, refusal.missed), refusal.actual
+            if refusal.missed and folded.goes_on_with(refusal):
+                state, last = how.over(folded.state, refusal.missed), refusal.missed[-1].id
+                folded = Folded(state, refusal.actual, last)
             else:
-                # It was deleted, or the edition has diverged from what we have seen of main.
-                state, next_sequence = await self.fold(aggregate, how)
+                folded = await self.fold(aggregate, how)
             try:
-                return await self._try(aggregate, decide, state, next_sequence, trace)
+                return await self._try(aggregate, decide, folded, trace)
             except SequenceConflict as conflict:
                 tries -= 1
                 if not tries:
@@ -204,9 +227,10 @@ class Folder:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _try(
-        self, aggregate: Aggregate, decide: Decide[S], state: S, next_sequence: int, trace: Trace
+        self, aggregate: Aggregate, decide: Decide[S], folded: Folded[S], trace: Trace
     ) -> Appended:
-        decision = decide(state)
+        next_sequence = folded.next_sequence
+        decision = decide(folded.state)
         events = await decision if inspect.isawaitable(decision) else decision
         if not isinstance(events, Iterable):
             why = f"it must return a list of Event, not {type(events).__name__}"

@@ -62,13 +62,6 @@ def is_found(reply: Any) -> bool:
     return is_texts(reply) and bool(reply) and _is_place(reply[0])
 
 
-def is_settings(reply: Any) -> bool:
-    """Names and values: a map in RESP3, a flat list in RESP2."""
-    if type(reply) is dict:
-        return all(is_text(part) for pair in reply.items() for part in pair)
-    return is_texts(reply) and len(reply) % 2 == 0
-
-
 def is_place_or_nil(reply: Any) -> bool:
     """A sequence as text, or nothing."""
     return reply is None or (is_text(reply) and reply.isdigit())

@@ -81,6 +81,15 @@ class Range:
         """Return the sequence that the first event must have, if that is known."""
         return None if self.reverse or self.until is not None else self.start
 
+    def gap_before(
+        self, events: list[RecordedEvent], due: int | None, diverges_at: int
+    ) -> int | None:
+        """Return a sequence that is missing before the first event of a page, read backwards."""
+        if due is not None or not self.reverse or not events:
+            return None
+        last = self.gap(None, diverges_at)
+        return last if last is not None and events[0].sequence < last else None
+
     def gap(self, due: int | None, diverges_at: int) -> int | None:
         """Return a sequence that is missing when none is left and `due` would be the next."""
         if self.until is not None:
@@ -125,6 +134,9 @@ class Reader:
             if diverges_at is None:
                 wanted, diverges_at = _settle(wanted, stored)
             events, error = await self._decode_page(wanted, due, members, diverges_at)
+            gap = wanted.gap_before(events, due, diverges_at)
+            if gap is not None:
+                raise _missing(self._keys.places(wanted.aggregate, diverges_at), gap)
             yield events
             if error:
                 raise error
@@ -180,25 +192,27 @@ class Reader:
 
     async def missed(
         self, aggregate: Aggregate, expected: int, actual: int, page: list[bytes]
-    ) -> list[RecordedEvent] | None:
-        """Return what a conflict brought of the events from `expected` on, and the rest.
+    ) -> tuple[RecordedEvent | None, list[RecordedEvent] | None]:
+        """Return the event before `expected`, and those from there on: the conflict's and the rest.
 
-        None if they are not all there any more.
+        None for those that are not all there any more.
         """
         if expected >= actual:
-            return []
-        wanted = Range(aggregate, expected, actual)
-        if not page:
-            events = await self.read(wanted)
-            return events if len(events) == actual - expected else None
-        go_on, diverged_at, *members = page
-        wanted, diverges_at = _settle(wanted, diverged_at)
-        events, error = await self._decode_page(wanted, expected, members, diverges_at)
-        if error:
-            raise error
-        if go_on:
-            events += await self._rest(wanted.after(int(go_on), 0), diverges_at)
-        return events if len(events) == actual - expected else None
+            return None, []
+        wanted = Range(aggregate, max(expected - 1, 0), actual)
+        if page:
+            go_on, diverged_at, *members = page
+            wanted, diverges_at = _settle(wanted, diverged_at)
+            events, error = await self._decode_page(wanted, wanted.start, members, diverges_at)
+            if error:
+                raise error
+            if go_on:
+                events += await self._rest(wanted.after(int(go_on), 0), diverges_at)
+        else:
+            events = await self.read(wanted)  # the call had no room for them
+        if len(events) != actual - wanted.start:
+            return None, None
+        return (None, events) if expected == 0 else (events[0], events[1:])
 
     async def find(self, aggregate: Aggregate, claim: str) -> list[RecordedEvent]:
         """Return the aggregate's own events that a claim names."""

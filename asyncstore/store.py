@@ -152,8 +152,8 @@ class Store:
         A snapshot is the state of its aggregate: who folds the same aggregates to another state
         must name another `schema_version`, or would take the one for the other.
         """
-        state, _ = await self._folder.fold(aggregate, Fold(apply, initial, **options))
-        return state
+        folded = await self._folder.fold(aggregate, Fold(apply, initial, **options))
+        return folded.state
 
     async def update(
         self,

@@ -1163,9 +1163,16 @@ class TestDelete:
             store.events.read(branch, start=1, stop=2),
             store.events.read(branch, stop=3),
             store.load(branch),
+            store.events.read(branch, reverse=True),
+            store.events.read(branch, reverse=True, stop=3),
+            store.events.read(branch, reverse=True, limit=count + 1),
         ):
             with pytest.raises(CorruptEvent, match="was the main history deleted"):
                 await read
+        await tell(store, order, 0, 1)
+        for stop in (None, 3, 2):
+            with pytest.raises(CorruptEvent, match="missing"):
+                await store.events.read(branch, reverse=True, stop=stop)
 
     async def test_of_main_is_no_silent_gap_backwards_either(
         self, store: Store, order: Aggregate, branch: Aggregate

@@ -305,6 +305,22 @@ class TestUpdate:
         assert await store.update(order, decide, summed, 0) == Appended(0, 0)
         assert seen == [6, 0]
 
+    async def test_an_aggregate_that_was_begun_anew_meanwhile_is_read_anew(
+        self, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(3, 1), expected=NEW)
+        seen = []
+
+        async def decide(total: int) -> list[Event]:
+            seen.append(total)
+            if len(seen) == 1:
+                await store.events.delete(order)
+                await store.events.append(order, numbered(5, 100), expected=NEW)
+            return one_more(total)
+
+        assert await store.update(order, decide, summed, 0) == Appended(5, 5)
+        assert seen == [6, 510]
+
     async def test_an_edition_that_diverged_meanwhile_is_read_anew(
         self, store: Store, order: Aggregate
     ) -> None:

@@ -1189,6 +1189,9 @@ class TestSecondArrival:
         assert self.arrive(server, keys, order, event, "0", "k") == [b"ok", 0]
         other = Event("Told", 2)
         assert self.arrive(server, keys, order, other, "0", "k") == [b"duplicate", 0, 1]
+        two = store.events.append(order, [event, other], expected=1, idempotency_key="two")
+        assert await two == Appended(1, 2)
+        assert self.arrive(server, keys, order, event, "", "two") == [b"duplicate", 1, 2]
 
 
 async def test_a_call_full_of_conflicts_brings_what_was_missed_and_does_not_stall(

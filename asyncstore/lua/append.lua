@@ -18,7 +18,7 @@
 --         follows the time in its member (see codec.py)
 -- Reply: for each aggregate {'ok', first sequence}, {'duplicate', first sequence, how many} when its
 --        idempotency key was used before, {'conflict', next sequence},
---        {'conflict', next sequence, then what read.lua replies} with 'm', {'regressed', next
+--        {'conflict', next sequence, then what read.lua replies from the one before expected on} with 'm', {'regressed', next
 --        sequence} when that is less than expected, and the first arrival was elsewhere,
 --        {'error', first word of the server's error}, or {'error', 'TOOLONG'} when a second
 --        arrival had too much to look through
@@ -30,7 +30,8 @@
 local commits, roots, editions, domains = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local mark, domain, edition, aggregates = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local FIRST_KEY, FIRST_ARGUMENT = 5, 5
-local LOOK_AT_ONCE, MOST_LOOKED_AT = 100, 100000 -- of the order of 100 ms
+local MOST_LOOKED_AT = 100000 -- of the order of 100 ms
+local FIRST_LOOK, LARGEST_LOOK, BYTES_A_LOOK = 4, 100, 262144
 local EVENTS_A_CALL = 1000 -- unpack fails somewhere below 8,000 values
 local MISSED_A_CONFLICT, MISSED_BYTES_A_CALL = 100, 262144
 
@@ -51,24 +52,28 @@ local is_listed = false
 -- Returns the sequence in from..to of the event with this id, looked for from the end.
 local function find_event(events, id, from, to)
   local least = math.max(from, to - MOST_LOOKED_AT + 1)
-  for last = to, least, -LOOK_AT_ONCE do
-    local first = math.max(least, last - LOOK_AT_ONCE + 1)
+  local last, size = to, FIRST_LOOK
+  while last >= least do
+    local first, bytes = math.max(least, last - size + 1), 0
     local members = redis.call('ZRANGE', events, last, first, 'BYSCORE', 'REV')
     for _, member in ipairs(members) do
+      bytes = bytes + #member
       local sequence, found = string.match(member, '^%[(%d+),%-?%d+,("%x+")')
       if found == id then
         return tonumber(sequence)
       end
     end
+    last = first - 1
+    size = bytes > BYTES_A_LOOK and 1 or math.min(LARGEST_LOOK, 4 * size)
   end
   return nil, least > from
 end
 
 -- Returns the answer to an append whose key was used: the same as before if this is its second
 -- arrival.
-local function answer_to_claimed(events, expected, id, claimed)
+local function answer_to_claimed(events, expected, how_many, id, claimed)
   local first, count = range_of(claimed)
-  local may_be_its_own = mark ~= '' and (not expected or expected == first)
+  local may_be_its_own = mark ~= '' and count == how_many and (not expected or expected == first)
   if may_be_its_own and find_event(events, id, first, first) then
     return { 'ok', first }
   end
@@ -78,11 +83,11 @@ end
 -- Returns the answer that an append got before, if its key was used, or if this is its second
 -- arrival and its first event is there. Claims are made in one step with events: without a claim, an
 -- append with a key was not stored.
-local function earlier_answer(events, expected, from, to, first, trace)
+local function earlier_answer(events, expected, from, to, first, last, trace)
   local id = string.match(ARGV[first + 1], '^"%x+"')
   if trace and trace.key then
     local claimed = find_claims(trace.claims, trace.key, 0, 1)[1]
-    return claimed and answer_to_claimed(events, expected, id, claimed)
+    return claimed and answer_to_claimed(events, expected, (last - first + 1) / 2, id, claimed)
   end
   local stored, gave_up = find_event(events, id, from, to)
   if stored then
@@ -99,8 +104,8 @@ local function conflict(events, branch, diverges_at, expected, next_sequence, op
   if string.find(options, 'm', 1, true) and missed_bytes < MISSED_BYTES_A_CALL then
     local missed = { '', diverges_at and string.format('%.0f', diverges_at) or '' }
     if expected < next_sequence then
-      local main = branch and branch.main
-      local parts = parts_of(events, main, diverges_at or FAR, expected, next_sequence)
+      local main, from = branch and branch.main, math.max(expected - 1, 0)
+      local parts = parts_of(events, main, diverges_at or FAR, from, next_sequence)
       page(missed, parts, MISSED_A_CONFLICT, false, nil)
     end
     for _, part in ipairs(missed) do
@@ -139,7 +144,10 @@ local function append(events, root, expected, first, last, options, branch, trac
   end
   if mark ~= '' or (trace and trace.key) then
     local from, to = expected or diverges_at or 0, expected or next_sequence - 1
-    local answer = earlier_answer(events, expected, from, to, first, trace)
+    if count == 0 then
+      to = from - 1 -- there is nothing to look through
+    end
+    local answer = earlier_answer(events, expected, from, to, first, last, trace)
     if answer then
       if answer[1] ~= 'error' and string.find(options, 'd', 1, true) then
         next_commit()
