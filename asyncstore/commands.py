@@ -4,6 +4,7 @@ Results go to the standard output, everything said about them to the standard er
 0 all done, 1 something was left out or the store can't be used, 2 the configuration is wrong.
 `doctor` has its own: 0 all good, 1 warnings only, 2 something is bad, a server that does not answer
 and a wrong configuration included.
+`verify` tells apart what scripts need: 0 nothing is wrong, 1 something is, 2 it could not look.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncstore import __version__, transfer
-from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent
+from asyncstore import __version__, acl, transfer, verify
+from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent, InvalidName
 from asyncstore.settings import EMBEDDED, Settings
 from asyncstore.store import examine
 from asyncstore.store import open as open_store
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from asyncstore.checks import Finding, Report
     from asyncstore.settings import Options
     from asyncstore.transfer import ImportReport
+    from asyncstore.verify import Problem
 
 _PIPE = Path("-")
 _SHOWN_BAD_LINES = 20
@@ -122,6 +124,46 @@ def doctor(
     _run(lambda: _doctor(as_json, _options(url, key_prefix)))
 
 
+@app.command("verify")
+def verify_(
+    domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
+    repair_indexes: Annotated[
+        bool,
+        typer.Option(help="Mend indexes and claims by what the events say; never the events."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object a line, one for each problem.")
+    ] = False,
+    url: Url = None,
+    key_prefix: KeyPrefix = None,
+) -> None:
+    """Look whether the history is sound, and all that belongs to it. Others may write meanwhile.
+
+    Exit code: 0 nothing is wrong, or all of it was repaired; 1 something is; 2 it could not look.
+    It walks through all keys (SCAN), so it needs a user who may do that.
+    """
+    _run(lambda: _verify(domain, repair_indexes, as_json, _options(url, key_prefix)), failed=2)
+
+
+@app.command("acl")
+def acl_(
+    user: Annotated[str, typer.Argument(help="The user's name on the server.")],
+    waitaof: Annotated[
+        bool,
+        typer.Option(help="WAITAOF too, for fsync_and_replicas(n); Redis has it from 7.2 on."),
+    ] = False,
+    key_prefix: KeyPrefix = None,
+) -> None:
+    """Print the ACL SETUSER command for a user who may do what a store needs, and nothing else."""
+    try:
+        prefix = Settings(key_prefix=key_prefix or "").key_prefix
+        print(acl.line(user, prefix, waitaof=waitaof))
+    except (ConfigurationError, InvalidName) as error:
+        _say.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from None
+    _say.print("give the user a password, too: ACL SETUSER … '>the password'", markup=False)
+
+
 def _options(url: str | None, key_prefix: str | None) -> Options:
     options: Options = {}
     if url is not None:
@@ -131,7 +173,7 @@ def _options(url: str | None, key_prefix: str | None) -> Options:
     return options
 
 
-def _run(command: Callable[[], Coroutine[Any, Any, int]]) -> None:
+def _run(command: Callable[[], Coroutine[Any, Any, int]], failed: int = 1) -> None:
     try:
         code = asyncio.run(command())
     except ConfigurationError as error:
@@ -143,7 +185,7 @@ def _run(command: Callable[[], Coroutine[Any, Any, int]]) -> None:
         code = 141
     except (AsyncStoreError, OSError, EOFError, zlib.error) as error:
         _say.print(f"error: {error}", style="red", markup=False)
-        code = 1
+        code = failed
     except KeyboardInterrupt:
         _say.print("interrupted; what was stored is stored, run it again to go on")
         os._exit(130)  # a thread may still wait for a pipe, and nothing else is left to do
@@ -301,6 +343,51 @@ def _opened(place: Path, path: Path) -> Iterator[IO[bytes]]:
             return
         with gzip.GzipFile(fileobj=file, mode="wb") as packed:
             yield cast(IO[bytes], packed)
+
+
+# Verify
+
+
+async def _verify(domains: list[str] | None, repair: bool, as_json: bool, options: Options) -> int:
+    bad = notes = repaired = read = 0
+    with _progress("verifying", None) as advance:
+
+        def on_events(count: int) -> None:
+            nonlocal read
+            read += count
+            advance(None, read)
+
+        async with open_store(_settings_of_a_store(options)) as store:
+            async for problem in verify.problems(store, domains, on_events):
+                is_repaired = repair and await verify.repair(store, problem)
+                bad += not (problem.is_note or is_repaired)
+                notes += problem.is_note
+                repaired += is_repaired
+                print(_show(problem, is_repaired, as_json), flush=True)
+    _say.print(
+        f"{read:,} events read: {bad:,} problems"
+        + (f", {repaired:,} repaired" if repair else "")
+        + (f", {notes:,} notes" if notes else "")
+    )
+    return 1 if bad else 0
+
+
+def _show(problem: Problem, is_repaired: bool, as_json: bool) -> str:
+    severity = "note" if problem.is_note else "repaired" if is_repaired else "bad"
+    if as_json:
+        fields = {
+            "severity": severity,
+            "kind": problem.kind,
+            "key": problem.key,
+            "sequence": problem.sequence,
+            "text": problem.text,
+            "repairable": bool(problem.mending),
+        }
+        return json.dumps(fields)
+    where = problem.key if problem.key.isprintable() else repr(problem.key)
+    if problem.sequence is not None:
+        where += f", sequence {problem.sequence}"
+    return f"{severity}: {problem.kind}: {where}: {problem.text}"
 
 
 @contextmanager

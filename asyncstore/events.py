@@ -258,7 +258,7 @@ class Events:
 
         async for page in self._pages_of_names(self._keys.correlated(known), _AT_ONCE):
             named = [keys.find_aggregate(place) for place in page]
-            books += await _all_of(look_through(place) for place in named if place)
+            books += await all_of(look_through(place) for place in named if place)
         # The index is in the order of its members' bytes, where some characters of a name come
         # before the colon that ends it.
         return sorted((book for book in books if book.events), key=_place_of)
@@ -371,7 +371,7 @@ class Events:
         ):
             async for page in names:
                 places = [Aggregate(domain, root, edition) for root in page]
-                count += sum(await _all_of(self.delete(place) for place in places))
+                count += sum(await all_of(self.delete(place) for place in places))
         return count
 
     def domains(self) -> AsyncIterator[str]:
@@ -494,7 +494,7 @@ async def _flat(pages: AsyncIterator[list[str]]) -> AsyncIterator[str]:
             yield name
 
 
-async def _all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Make calls at the same time. If one fails, the others are cancelled, and its error raised."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:

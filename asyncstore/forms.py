@@ -86,6 +86,11 @@ def is_scored(reply: Any) -> bool:
     )
 
 
+def is_scan(reply: Any) -> bool:
+    """What SCAN and its kin answer: where to go on, and what was found."""
+    return type(reply) is list and len(reply) == 2 and is_text(reply[0]) and is_texts(reply[1])
+
+
 def is_snapshot(reply: Any) -> bool:
     """Nothing, one member, or the fields and values of a hash."""
     return is_texts(reply) and (len(reply) == 1 or len(reply) % 2 == 0)

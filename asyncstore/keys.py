@@ -7,6 +7,7 @@ slot.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,49 @@ from asyncstore.names import MAIN
 from asyncstore.values import Aggregate, Source, check_aggregate
 
 _TAG: Final = "{all}"
+
+TYPES: Final = {
+    "events": "zset",
+    "positions": "string",
+    "handlers": "set",
+    "snapshots": "hash",
+    "snapshots-kept": "zset",
+    "snapshots-recent": "zset",
+    "divergence": "string",
+    "claims": "zset",
+    "erasing": "zset",
+    "correlated": "zset",
+    "attached": "zset",
+    "roots": "zset",
+    "editions": "zset",
+    "domains": "zset",
+    "commits": "string",
+    "layout": "string",
+}
+"""The first word of each key, behind the prefix, and the type of its value, as TYPE names it."""
+
+_PLACE: Final = r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{(?P<root>[^{}]+)\}"
+_RESTS: Final = {
+    "positions": rf"(?P<name>[^:]+):{_PLACE}",
+    "correlated": r"\{(?P<name>.*)\}",
+    "attached": r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{all\}",
+    "roots": r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{all\}",
+    "editions": r"(?P<domain>[^:]+):\{all\}",
+    "domains": r"\{all\}",
+    "commits": r"\{all\}",
+    "layout": r"\{all\}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a key is: its first word, and what it names. `name` is a handler or a correlation id."""
+
+    word: str
+    aggregate: Aggregate | None = None
+    domain: str = ""
+    edition: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +168,33 @@ class Keys:
     def layout(self) -> str:
         """String: the version of all this. See `codec.LAYOUT`."""
         return f"{self.prefix}layout:{_TAG}"
+
+    def word_of(self, key: str) -> str | None:
+        """Return the first word of a key behind the prefix, if it is one of ours."""
+        word = key.removeprefix(self.prefix).split(":", 1)[0]
+        return word if key.startswith(self.prefix) and word in TYPES else None
+
+    def explain(self, key: str) -> Meaning | None:
+        """Return what a key of this store is; None if it is none of those above."""
+        word = self.word_of(key)
+        if word is None:
+            return None
+        rest = key[len(self.prefix) + len(word) + 1 :]
+        parts = re.fullmatch(_RESTS.get(word, _PLACE), rest)
+        if parts is None:
+            return None
+        fields = parts.groupdict()
+        try:
+            root = fields.pop("root", None)
+            place = Aggregate(fields["domain"], root, fields["edition"]) if root else None
+        except ValueError:  # InvalidName is one
+            return None
+        return Meaning(word, place, **fields)
+
+
+def place_in_index(aggregate: Aggregate) -> str:
+    """Return the member of `correlated` that names an aggregate."""
+    return f"{aggregate.domain}:{aggregate.edition}:{aggregate.root}"
 
 
 def find_aggregate(place: str) -> Aggregate | None:

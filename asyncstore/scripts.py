@@ -69,6 +69,15 @@ GET_SNAPSHOT = load("get_snapshot", forms.is_snapshot)
 DELETE_SNAPSHOTS = load("delete_snapshots", forms.is_one_text)
 OPEN = load("open", forms.is_one_text)
 
+# What only `verify` runs, for an operator.
+MEND_ROOT = load("mend_root", forms.is_one_text)
+MEND_NAME = load("mend_name", forms.is_one_text)
+MEND_HANDLER = load("mend_handler", forms.is_one_text)
+MEND_CLAIM = load("mend_claim", forms.is_one_text)
+MEND_COMMITS = load("mend_commits", forms.is_one_text)
+
+MENDING = (MEND_ROOT, MEND_NAME, MEND_HANDLER, MEND_CLAIM, MEND_COMMITS)
+
 ALL = (
     APPEND,
     READ,
@@ -84,4 +93,5 @@ ALL = (
     GET_SNAPSHOT,
     DELETE_SNAPSHOTS,
     OPEN,
+    *MENDING,
 )

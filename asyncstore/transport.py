@@ -478,6 +478,8 @@ class Transport:
         meaning = known[0] if known else type(reason).__name__
         if isinstance(reason, FileNotFoundError) and not self._where.startswith("unix:"):
             meaning = "a file that the URL names is not there"
+        if not known and self._where.startswith(("redis:", "valkey:")):
+            meaning = "it closed the connection; is it a port for TLS, which wants rediss://?"
         if self._where.startswith(("rediss:", "valkeys:")):
             meaning += "; is it a port for TLS?"
         return f"no connection ({meaning})"

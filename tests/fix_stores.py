@@ -14,18 +14,33 @@ from tests import servers
 AVAILABLE = [kind for kind in servers.kinds() if kind.missing is None]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run on some servers the tests of the contract only."""
+    left_out = [item for item in items if _is_left_out(item)]
+    items[:] = [item for item in items if not _is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    if item.path.name.startswith("test_contract_"):
+        return False
+    parameters = getattr(item, "callspec", None)
+    kind = parameters.params.get("server") if parameters else None
+    return isinstance(kind, servers.Kind) and kind.only_contract
+
+
 @pytest.fixture(scope="session", params=AVAILABLE, ids=lambda kind: kind.name)
 def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
     """Each server that this machine has; what needs no other kind runs on all of them."""
-    with request.param.start() as url:
-        yield servers.Server(request.param.name, url)
+    with request.param.running() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def one_server() -> Iterator[servers.Server]:
     """The embedded server, for tests that would say the same of every server."""
-    with AVAILABLE[0].start() as url:
-        yield servers.Server(AVAILABLE[0].name, url)
+    with AVAILABLE[0].running() as running:
+        yield running
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -17,29 +19,45 @@ from pathlib import Path
 import anyio.from_thread
 import redis
 
-from asyncstore import embedded
+from asyncstore import acl, embedded
 
 READY_SECONDS = 20
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: the URL for the driver, and a way to look at it from outside."""
+    """A running server: the URL for the driver, and a way to look at it from outside.
+
+    `outside` is the URL for that, where the driver's user may not do all.
+    """
 
     name: str
     url: str
+    outside: str = ""
 
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url)
+        return redis.Redis.from_url(self.outside or self.url)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A server of the matrix. `missing` says why this machine does not have it."""
+    """A server of the matrix. `missing` says why this machine does not have it.
+
+    `log_in` makes a user for the driver, and returns the URL for it. `only_contract` is True where
+    only tests of the contract run (test_contract_*.py).
+    """
 
     name: str
     missing: str | None
     start: Callable[[], AbstractContextManager[str]]
+    log_in: Callable[[str], str] | None = None
+    only_contract: bool = False
+
+    @contextmanager
+    def running(self) -> Iterator[Server]:
+        """Run it."""
+        with self.start() as url:
+            yield Server(self.name, self.log_in(url) if self.log_in else url, url)
 
 
 def kinds() -> list[Kind]:
@@ -49,6 +67,7 @@ def kinds() -> list[Kind]:
         Kind("redis-on-path", _path_missing(), lambda: _process(_path_binary(), tcp=True)),
         Kind("redis-8.2", _wheel_missing(), lambda: _process(_wheel_binary())),
         Kind("embedded-valkey-resp3", None, _with_resp3),
+        Kind("embedded-valkey-acl", None, _embedded, as_user, only_contract=True),
         Kind("test-url", _url_missing(), _given),
         Kind("container", _container_missing(), _container),
     ]
@@ -62,6 +81,14 @@ def _embedded() -> Iterator[str]:
         portal.wrap_async_context_manager(embedded.running(Path(directory))) as url,
     ):
         yield url
+
+
+def as_user(url: str) -> str:
+    """Make a user with no more than `asyncstore acl` grants, and return the URL for it."""
+    line = shlex.split(acl.line("app", "test-"))
+    with redis.Redis.from_url(url) as client:
+        client.execute_command(*line, ">s3cret")
+    return re.sub("://([^@/]*@)?", "://app:s3cret@", url, count=1)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from asyncstore.wire import Wire
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.proxy import Proxy, handshake_answer, proxy_to, serving
-from tests.servers import RedisServer, Server, free_port, redis_server
+from tests.servers import RedisServer, Server, as_user, free_port, redis_server
 
 VALKEY = str(embedded.find_binary())
 REDIS = shutil.which("redis-server")
@@ -709,6 +709,43 @@ class TestTls:
             wrong = url.replace("s3cret", "wrong")
             with pytest.raises(StoreUnavailable, match="refused the user or the password"):
                 async with asyncstore.open(f"{wrong}?ssl_ca_certs={tmp_path}/ca.pem"):
+                    pass
+
+    async def test_a_certificate_of_another_authority_or_host_is_refused(
+        self, tmp_path: Path
+    ) -> None:
+        trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+        with tls_server(tmp_path, "s3cret") as url:
+            localhost = url.replace("127.0.0.1", "localhost")
+            for wrong in (
+                f"{url}?ssl_ca_certs={tmp_path}/other.pem",
+                f"{localhost}?ssl_ca_certs={tmp_path}/ca.pem",
+            ):
+                with pytest.raises(StoreUnavailable, match="certificate can't be trusted"):
+                    async with asyncstore.open(wrong):
+                        pass
+
+    async def test_a_port_of_the_other_kind_is_said(self, tmp_path: Path) -> None:
+        with tls_server(tmp_path, "s3cret") as url:
+            plain = url.replace("rediss://", "redis://")
+            with pytest.raises(StoreUnavailable, match="which wants rediss://"):
+                async with asyncstore.open(plain, timeout=2):
+                    pass
+        with redis_server(str(REDIS), tcp=True) as server:
+            tls = server.url.replace("redis://", "rediss://")
+            with pytest.raises(StoreUnavailable, match="is it a port for TLS"):
+                async with asyncstore.open(tls, timeout=2):
+                    pass
+
+    async def test_a_user_with_the_least_rights(self, tmp_path: Path) -> None:
+        with tls_server(tmp_path, "s3cret") as url:
+            secure = f"{url}?ssl_ca_certs={tmp_path}/ca.pem"
+            limited = as_user(secure)
+            async with asyncstore.open(limited, key_prefix="test-1:") as store:
+                await store.events.append(ORDER, numbered(3), expected=NEW)
+                assert sequences(await store.events.read(ORDER)) == [0, 1, 2]
+            with pytest.raises(StoreUnavailable, match="certificate can't be trusted"):
+                async with asyncstore.open(limited.partition("?")[0], key_prefix="test-1:"):
                     pass
 
 

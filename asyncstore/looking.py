@@ -1,0 +1,137 @@
+"""Looking at the server's keys one by one, whatever they hold: what `verify` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from asyncstore import forms
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from asyncstore.transport import Transport
+
+_FIRST_PAGE: Final = 4
+_LARGEST_PAGE: Final = 32  # members: an event may have 16 MB
+_KEYS_A_SCAN: Final = 1000
+
+Scored = tuple[bytes, float]
+"""A member of a sorted set and its score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looker:
+    """Asks the server what is there. Nothing is changed, and no answer is large."""
+
+    _transport: Transport
+
+    async def kind(self, key: str) -> str:
+        """Return the type of a key's value, such as 'zset'; 'none' where there is nothing."""
+        reply: bytes = await self._transport.command(forms.is_text, "TYPE", key)
+        return reply.decode(errors="replace")
+
+    async def exists(self, *keys: str) -> bool:
+        """Whether one of the keys is there."""
+        return bool(await self._transport.command(forms.is_count, "EXISTS", *keys))
+
+    async def text(self, key: str) -> str | None:
+        """Return a string; None where there is none."""
+        reply = await self._transport.command(forms.is_text_or_nil, "GET", key)
+        return None if reply is None else reply.decode(errors="replace")
+
+    async def size(self, key: str) -> int:
+        """Return how many members a sorted set has."""
+        count: int = await self._transport.command(forms.is_count, "ZCARD", key)
+        return count
+
+    async def count(self, key: str, lowest: int, highest: str) -> int:
+        """Return how many members of a sorted set have a score in the range."""
+        count: int = await self._transport.command(forms.is_count, "ZCOUNT", key, lowest, highest)
+        return count
+
+    async def is_scored(self, key: str, member: str) -> bool:
+        """Whether a sorted set has the member."""
+        return await self.score(key, member) is not None
+
+    async def score(self, key: str, member: str) -> float | None:
+        """Return the score of a member of a sorted set; None if it is not one."""
+        reply = await self._transport.command(forms.is_score, "ZSCORE", key, member)
+        return None if reply is None else float(reply)
+
+    async def is_member(self, key: str, member: str) -> bool:
+        """Whether a set has the member."""
+        return bool(await self._transport.command(forms.is_count, "SISMEMBER", key, member))
+
+    async def highest(self, key: str) -> float | None:
+        """Return the highest score of a sorted set of short members."""
+        reply = await self._scored(key, 0, 0, "REV")
+        return reply[0][1] if reply else None
+
+    async def pages(self, key: str) -> AsyncIterator[list[Scored]]:
+        """Iterate over a sorted set in its order, a few members at a time."""
+        start, size = 0, _FIRST_PAGE
+        while page := await self._scored(key, start, start + size - 1):
+            yield page
+            start += len(page)
+            size = min(4 * size, _LARGEST_PAGE)
+
+    async def between(self, key: str, first: int, last: int) -> AsyncIterator[Scored]:
+        """Iterate over the members of a sorted set with scores in the range."""
+        start, size = f"{first}", _FIRST_PAGE
+        while page := await self._scored(key, start, last, "BYSCORE", "LIMIT", 0, size):
+            for entry in page:
+                yield entry
+            start, size = f"({page[-1][1]:.17g}", _LARGEST_PAGE
+
+    async def texts(self, key: str, start: str, stop: str, most: int) -> list[str]:
+        """Return the members of a sorted set in a range of the alphabet; `(` or `[` in front."""
+        return await self._texts(key, start, stop, "BYLEX", "LIMIT", 0, most)
+
+    async def last_text(self, key: str, start: str, stop: str) -> list[str]:
+        """Return the last member of a sorted set in a range of the alphabet, or []."""
+        return await self._texts(key, stop, start, "BYLEX", "REV", "LIMIT", 0, 1)
+
+    async def keys(self, prefix: str) -> AsyncIterator[list[str]]:
+        """Iterate over the keys with a prefix; one may come twice.
+
+        A prefix has no characters that SCAN gives a meaning: the settings see to that.
+        """
+        async for page in self._scan("SCAN", "MATCH", f"{prefix}*", "COUNT", _KEYS_A_SCAN):
+            yield page
+
+    async def names(self, key: str) -> AsyncIterator[list[str]]:
+        """Iterate over a sorted set of names, in no order; one may come twice."""
+        async for page in self._scan("ZSCAN", key, "COUNT", _KEYS_A_SCAN):
+            yield page[::2]
+
+    async def members(self, key: str) -> AsyncIterator[list[str]]:
+        """Iterate over a set of names, in no order; one may come twice."""
+        async for page in self._scan("SSCAN", key, "COUNT", _KEYS_A_SCAN):
+            yield page
+
+    async def _scan(self, command: str, *arguments: str | int) -> AsyncIterator[list[str]]:
+        key = list(arguments[:1]) if command != "SCAN" else []
+        options = arguments[len(key) :]
+        cursor = b"0"
+        while True:
+            cursor, found = await self._transport.command(
+                forms.is_scan, command, *key, cursor, *options
+            )
+            yield [name.decode(errors="backslashreplace") for name in found]
+            if cursor == b"0":
+                return
+
+    async def _scored(self, key: str, *arguments: str | int) -> list[Scored]:
+        reply = await self._transport.command(
+            forms.is_scored, "ZRANGE", key, *arguments, "WITHSCORES"
+        )
+        # RESP3 has them in pairs, RESP2 in a flat list.
+        pairs = reply
+        if reply and not isinstance(reply[0], list):
+            pairs = zip(reply[::2], reply[1::2], strict=True)
+        return [(member, float(score)) for member, score in pairs]
+
+    async def _texts(self, key: str, *arguments: str | int) -> list[str]:
+        reply = await self._transport.command(forms.is_texts, "ZRANGE", key, *arguments)
+        return [text.decode(errors="backslashreplace") for text in reply]
