@@ -32,6 +32,7 @@ from asyncstore import (
     SequenceConflict,
     Settings,
     Store,
+    embedded,
 )
 from asyncstore.keys import Keys
 from tests import servers
@@ -358,3 +359,20 @@ class TestHistory:
                 proxy.lose = 1
                 with pytest.raises(SequenceConflict):
                     await store.events.append(ORDER, numbered(1), expected=5)
+
+
+async def test_the_embedded_server_still_answers_waitaof_without_an_fsync(tmp_path: Path) -> None:
+    """A canary: when it fails, WAITAOF has been mended there; then see durability and checks.
+
+    With `everysec` the file is synced once a second, so at most a few of these could be answered
+    with an fsync within their 50 ms.
+    """
+    async with embedded.running(tmp_path) as url:
+        with servers.Server("", url).client() as client:
+            assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
+            acknowledged = 0
+            for n in range(50):
+                client.set("written", n)
+                local, _ = client.execute_command("WAITAOF", 1, 0, 50)
+                acknowledged += local
+    assert acknowledged > 25
