@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench bench-rivals clean
+.PHONY: help demo test lint types format bench bench-rivals faults soak clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -33,6 +33,13 @@ bench: $(BENCH_READY) ## measure beside other clients, 5 minutes: tables, build/
 
 bench-rivals: $(BENCH_READY) ## measure beside other event stores, 3 minutes: build/bench-rivals.json
 	$(BIN)/python -m benchmarks.rivals
+
+faults: $(READY) ## kill, cut and fill servers under load, 8 minutes: table, build/faults.json
+	$(BIN)/python -m tests.faults faults
+
+MINUTES ?= 10
+soak: $(READY) ## mixed load and faults at random; MINUTES=10, SEED=… to choose: build/soak.json
+	$(BIN)/python -m tests.faults soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .asyncstore
