@@ -37,6 +37,7 @@ MAX_OWN_GROWTH = 1 << 20
 WARM_UP = 2  # generations
 _FAULTS_A_GENERATION = 3
 _MIXERS = 4
+_NOT_HERE = {"LOADING", "import killed", "disk full, everysec"}  # too long, or of another level
 _SIZE = Size(
     name="soak",
     writers=32,
@@ -79,8 +80,7 @@ def suitable() -> list[Fault]:
     return [
         fault
         for fault in FAULTS
-        if not (fault.may_lose or fault.replica or fault.once or fault.missing())
-        and "everysec" not in fault.name
+        if not (fault.may_lose or fault.replica or fault.name in _NOT_HERE or fault.missing())
     ]
 
 
@@ -89,7 +89,7 @@ async def soak(binary: str, seconds: float, seed: int, say: Callable[[str], None
     result = Soak(seed)
     started = time.monotonic()
     tasks_before = len(asyncio.all_tasks())
-    dice = random.Random(seed)
+    dice, memory = random.Random(seed), _Memory()
     settings = itertools.chain.from_iterable(fault.settings for fault in suitable())
     async with staged(
         binary,
@@ -100,11 +100,14 @@ async def soak(binary: str, seconds: float, seed: int, say: Callable[[str], None
         preload=preload.missing() is None,
         patience=_SIZE.timeout,
     ) as stage:
-        while time.monotonic() < started + seconds or result.generations <= WARM_UP:
-            await _generation(stage, dice, result)
-            say(_line(result, time.monotonic() - started))
-        result.why += await _leaks(stage)
-        _look_at_own_memory(result)
+        try:
+            while time.monotonic() < started + seconds or result.generations <= WARM_UP:
+                await _generation(stage, dice, result, memory)
+                say(_line(result, time.monotonic() - started))
+            result.why += await _leaks(stage)
+            memory.compare(result)
+        finally:
+            tracemalloc.stop()
     left = len(asyncio.all_tasks()) - tasks_before
     if left > 0:
         result.why.append(f"{left} tasks are left after the stores were closed")
@@ -116,7 +119,7 @@ async def soak(binary: str, seconds: float, seed: int, say: Callable[[str], None
     return result
 
 
-async def _generation(stage: Stage, dice: random.Random, result: Soak) -> None:
+async def _generation(stage: Stage, dice: random.Random, result: Soak, memory: _Memory) -> None:
     history = stage.history = History()
     await prepare(stage.stores[0], history)
     async with load(stage, may_lose=False), _mixed(stage, dice, result):
@@ -134,7 +137,7 @@ async def _generation(stage: Stage, dice: random.Random, result: Soak) -> None:
     result.why += verdict.why
     result.generations += 1
     stage.history = History()
-    _measure(result)
+    memory.measure(result)
 
 
 async def _erase(store: Store, history: History) -> None:
@@ -190,26 +193,30 @@ async def _call_something(store: Store, dice: random.Random) -> None:
 # What may leak
 
 
-def _measure(result: Soak) -> None:
-    gc.collect()
-    result.memory.append(_resident())
-    if result.generations == WARM_UP:
-        tracemalloc.start()
-        _FIRST.append(tracemalloc.take_snapshot())
+class _Memory:
+    """What the process has in memory, and what the package's own lines hold of it."""
+
+    def __init__(self) -> None:
+        self._first: tracemalloc.Snapshot | None = None
+
+    def measure(self, result: Soak) -> None:
+        gc.collect()
+        result.memory.append(_resident())
+        if result.generations == WARM_UP:
+            tracemalloc.start()
+            self._first = _own()
+
+    def compare(self, result: Soak) -> None:
+        """Hold what is held now against what was held after the warm-up."""
+        gc.collect()
+        assert self._first is not None
+        changes = _own().compare_to(self._first, "lineno")
+        result.own_growth = sum(change.size_diff for change in changes)
+        result.top = [str(change) for change in changes[:5]]
 
 
-_FIRST: list[tracemalloc.Snapshot] = []
-
-
-def _look_at_own_memory(result: Soak) -> None:
-    """Compare what the package's own lines hold with what they held after the warm-up."""
-    gc.collect()
-    own = [tracemalloc.Filter(True, _PACKAGE)]
-    last = tracemalloc.take_snapshot().filter_traces(own)
-    tracemalloc.stop()
-    changes = last.compare_to(_FIRST.pop().filter_traces(own), "lineno")
-    result.own_growth = sum(change.size_diff for change in changes)
-    result.top = [str(change) for change in changes[:5]]
+def _own() -> tracemalloc.Snapshot:
+    return tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, _PACKAGE)])
 
 
 def _resident() -> int:

@@ -72,9 +72,9 @@ LONG = Size(
     name="long",
     writers=48,
     rounds=5,
-    appends=3000,
+    appends=1200,
     silence=30.0,
-    timeout=2.0,
+    timeout=1.0,
     events=1_000_000,
     load_delay=0,
 )
