@@ -21,7 +21,7 @@ from tests.faults.stage import LONG, SHORT, Size
 
 _BUILD = Path("build")
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Seed = Annotated[int | None, typer.Option(help="of the dice; printed when it is not given")]
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tests.faults.run import Row
 
-_WIDTH = 150
+_WIDTH = 170
 _SHOWN = 5
 _COLUMNS = (
     "acknowledged",
@@ -34,7 +34,7 @@ def console() -> Console:
 def show(rows: Sequence[Row]) -> None:
     table = Table(title="Faults under load: events, and seconds to the next acknowledged append")
     for name in ("fault", "server", "level"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("writers", "times", *_COLUMNS, "recovery", "longest"):
         table.add_column(name, justify="right")
     for row in rows:
