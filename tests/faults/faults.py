@@ -17,7 +17,7 @@ from asyncstore import Aggregate, Appended
 from tests.faults import preload
 from tests.faults.history import Attempt
 from tests.faults.link import Cut, Way
-from tests.faults.stage import EVERYSEC, FSYNC, MEMORY, Level, Node, Stage, follow
+from tests.faults.stage import EVERYSEC, FSYNC, MEMORY, REPLICA, Level, Node, Stage, follow
 from tests.polling import eventually
 
 Strike = Callable[[Stage], Awaitable[None]]
@@ -267,6 +267,14 @@ async def fail_over(stage: Stage) -> None:
     await _restart_as_replica(stage)
 
 
+async def fail_over_and_follow(stage: Stage) -> None:
+    """The primary dies, its replica takes its place, and the dead one comes back to follow it."""
+    stage.node.kill()
+    await _promote(stage)
+    await _restart_as_replica(stage)
+    await stage.more()
+
+
 async def fail_over_cut_off(stage: Stage) -> None:
     """The same, but the replica has heard nothing of the last appends."""
     stage.replication.hold(stage.replication.replies)
@@ -396,6 +404,7 @@ FAULTS = [
     Fault("silence", fall_silent, is_short_of_time=True, once=True),
     Fault("one byte at a time", chop),
     Fault("failover", fail_over, may_lose=True, replica=True, is_of_the_server=True),
+    Fault("failover, followed", fail_over_and_follow, REPLICA, replica=True, is_of_the_server=True),
     Fault(
         "failover, replica cut off",
         fail_over_cut_off,

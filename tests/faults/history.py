@@ -18,7 +18,10 @@ from asyncstore import (
     Aggregate,
     Appended,
     AsyncStoreError,
+    DurabilityNotReached,
+    DurabilityUnavailable,
     Event,
+    HistoryRegressed,
     OutcomeUnknown,
     SequenceConflict,
     Store,
@@ -26,6 +29,14 @@ from asyncstore import (
     StoreUnavailable,
 )
 
+REFUSALS = (
+    SequenceConflict,
+    HistoryRegressed,
+    StoreUnavailable,
+    StoreFull,
+    DurabilityUnavailable,
+)
+"""Errors after which nothing was written."""
 PACE = 0.004  # seconds, at most, that a writer waits between two appends
 _READ_AGAIN = 50  # events that a reader knows and reads once more
 _OFTEN = 0.1  # how often a writer repeats what was acknowledged
@@ -112,9 +123,9 @@ class History:
     def fail(self, attempt: Attempt, error: AsyncStoreError) -> None:
         """Note a refusal. It does not take back an answer, or a doubt, of an earlier sending."""
         self.errors[_name_of(error)] += 1
-        if isinstance(error, OutcomeUnknown):
+        if isinstance(error, OutcomeUnknown | DurabilityNotReached):
             return
-        if not isinstance(error, SequenceConflict | StoreUnavailable | StoreFull):
+        if not isinstance(error, REFUSALS):
             self.wrong.append(f"{attempt.place}: {type(error).__name__}: {error}")
 
     # What who plays the faults tells
@@ -193,9 +204,9 @@ class Writer:
             done = await self._append(attempt, expected)
         except AsyncStoreError as error:
             self.history.fail(attempt, error)
-            if isinstance(error, SequenceConflict | StoreUnavailable | StoreFull):
+            if isinstance(error, REFUSALS):
                 attempt.outcome = Outcome.REFUSED
-            if isinstance(error, SequenceConflict):
+            if isinstance(error, SequenceConflict | HistoryRegressed):
                 self.expected[attempt.place] = error.actual
             return attempt.outcome is Outcome.UNKNOWN
         if done.duplicate:

@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import asyncstore
-from asyncstore import Store
+from asyncstore import Durability, Store
 from tests.faults.history import History
 from tests.faults.link import Link, link_to
 from tests.faults.preload import Preload
@@ -41,7 +41,12 @@ class Level:
 
 MEMORY = Level("MEMORY", ("--appendonly", "no"))
 EVERYSEC = Level("MEMORY, everysec", ("--appendonly", "yes", "--appendfsync", "everysec"))
-FSYNC = Level("FSYNC", ("--appendonly", "yes", "--appendfsync", "always"))
+FSYNC = Level(
+    "FSYNC",
+    ("--appendonly", "yes", "--appendfsync", "always"),
+    {"durability": Durability.FSYNC},
+)
+REPLICA = Level("replicas(1)", ("--appendonly", "no"), {"durability": Durability.replicas(1)})
 
 
 @dataclass(frozen=True)
