@@ -73,10 +73,10 @@ async def test_without_a_fault_and_a_broken_script_all_is_well() -> None:
     ("fault", "changes", "seen"),
     [
         (NOTHING, [("if sequence ~= next_sequence and not", "if false and not")], "not dense"),
-        (LOST_REPLIES, [("mark == 'again'", "false")], "twice"),
+        (LOST_REPLIES, [("if mark ~= '' or (trace", "if (trace")], "twice"),
         (NOTHING, [(ADD, SKIP + ADD)], "lost"),
         (NOTHING, [(ADD, ADD.replace("last)", "first + 1)"))], "of an append are there"),
-        (NOTHING, [("trace.key and find_claims", "false and find_claims")], "twice"),
+        (NOTHING, [("claimed = find_claims", "claimed = nil and find_claims")], "twice"),
         (NOTHING, [("return conflict(", f"{STORE} return conflict(")], "refused is there"),
         (NOTHING, [("return { 'ok', sequence }", "return { 'ok', sequence + 1 }")], "and is at"),
     ],
