@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import asyncstore
+from asyncstore import Store, verify
 from tests.faults.checker import Verdict, check
 from tests.faults.faults import Fault
-from tests.faults.history import History, Reader, Writer, prepare
+from tests.faults.history import PLACES, History, Reader, Writer, prepare
 from tests.faults.stage import PATIENT, Size, Stage, staged
 
 READERS = 2
@@ -84,7 +85,16 @@ async def play(fault: Fault, server: str, binary: str, size: Size, seed: int) ->
                 await play_once(stage, fault)
         async with asyncstore.open(stage.node.url) as direct:
             verdict = await check(direct, stage.history, may_lose=fault.may_lose)
+            await look_at_the_rest(direct, verdict)
     return _row(fault, server, size, rounds, stage.history, verdict)
+
+
+async def look_at_the_rest(store: Store, verdict: Verdict) -> None:
+    """Have indexes, claims and all else that hangs on the events looked at, too."""
+    domains = {place.domain for place in PLACES}
+    async for problem in verify.problems(store, domains):
+        if not problem.is_note:
+            verdict.why.append(f"verify: {problem.kind} {problem.key}: {problem.text}")
 
 
 async def play_once(stage: Stage, fault: Fault) -> None:
