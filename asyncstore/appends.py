@@ -219,7 +219,8 @@ class HeldAppender(Appender):
                 self._send_group(place, live)
         self._transport.flush()
 
-    def _over(self, _: asyncio.Future[Reply]) -> None:
+    def _over(self, done: asyncio.Future[Reply]) -> None:
         self._under_way -= 1
         if not self._under_way and (self._open or self._full):
-            self._transport.loop().call_soon(self._flush)
+            # Also when the store was closed: then it is what tells those that were held.
+            done.get_loop().call_soon(self._flush)

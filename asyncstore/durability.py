@@ -1,11 +1,14 @@
 """Which levels of durability a server can give, and whether it gave one.
 
-Nothing of that is guessed. `FSYNC` is the server's `appendfsync always`: then the reply to an
+Of the server itself nothing is guessed. `FSYNC` is its `appendfsync always`: then the reply to an
 append comes after the fsync. The setting is read before the first append, and again right behind
 each group of appends on the same connection, so that a change is noticed by the very appends that
-it concerns. `replicas(n)` is WAIT right behind the group: it covers what the same connection wrote
-before. WAITAOF alone is not enough, for some servers answer it without an fsync (Redis before 8.2,
-Valkey 9.1; redis/redis#13793), so `fsync_and_replicas(n)` asks for all three.
+it concerns. While an AOF is being switched on, the setting says `yes` before anything is kept: so
+WAITAOF for the server's own disk is asked behind it, where the server has it (Redis 7.2, Valkey);
+under `always` it is answered at once. `replicas(n)` is WAIT right behind the group: it covers what
+the same connection wrote before. WAITAOF alone is not enough, for some servers answer it without an
+fsync (Redis before 8.0, Valkey 9.1; redis/redis#13793): `fsync_and_replicas(n)` asks for all three,
+and takes the replicas' own `appendfsync always` on the operator's word.
 """
 
 from __future__ import annotations
@@ -25,13 +28,14 @@ if TYPE_CHECKING:
     from asyncstore.wire import Argument, Reply
 
 _SECONDS_KNOWN: Final = 1.0
-_WAITAOF_SINCE: Final = (7, 2)
+_AT_ONCE: Final = 50  # milliseconds for what a server that syncs each write has done already
 _SYNC_SETTINGS: Final = {
     "appendonly": "yes",
     "appendfsync": "always",
     "no-appendfsync-on-rewrite": "no",  # or fsyncs are left out while the file is rewritten
 }
 _ASK_SETTINGS: Final[list[Argument]] = ["CONFIG", "GET", *_SYNC_SETTINGS]
+_SYNC_EACH_WRITE: Final[list[Argument]] = ["CONFIG", "SET", "appendfsync", "always"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +52,11 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What a server can give. `no_fsync` says why it can't fsync; empty if it can."""
+    """What a server can give. `no_fsync` and `no_wait` say why it can't; empty if it can."""
 
     no_fsync: str
+    no_wait: str
     replicas: int
-    has_waitaof: bool
     until: float
 
 
@@ -67,19 +71,21 @@ class Levels:
     _transport: Transport
     _where: str
     _always: bool
+    _is_own: bool = False  # an embedded server that has to sync each write
+    _has_waitaof: bool = False
     _facts: _Facts | None = None
     _asking: asyncio.Task[_Facts] | None = field(default=None, repr=False)
 
     async def ensure(self, wanted: Durability) -> None:
         """Raise `DurabilityUnavailable` if the server can't give the level now."""
         facts = await self._known()
-        why = ""
-        if wanted.fsynced:
-            why = facts.no_fsync
-            if not why and wanted.on_replicas and not facts.has_waitaof:
-                why = "it has no WAITAOF, which came with Redis 7.2"
-        if not why and wanted.on_replicas > facts.replicas:
-            why = f"{facts.replicas} replicas are online"
+        why = facts.no_fsync if wanted.fsynced else ""
+        if not why and wanted.on_replicas:
+            why = facts.no_wait
+            if not why and wanted.fsynced and not self._has_waitaof:
+                why = "it has no WAITAOF (Redis 7.2 and Valkey do), or its ACL refuses it"
+            if not why and wanted.on_replicas > facts.replicas:
+                why = f"{facts.replicas} replicas are online"
         if why:
             raise DurabilityUnavailable(self._where, wanted, why)
 
@@ -96,6 +102,8 @@ class Levels:
             commands.append(["WAITAOF", 1, wanted.on_replicas, half])
         elif wanted.on_replicas:
             commands.append(["WAIT", wanted.on_replicas, milliseconds])
+        elif wanted.fsynced and self._has_waitaof:
+            commands.append(["WAITAOF", 1, 0, _AT_ONCE])
         if wanted.fsynced and not self._always:
             commands.append(_ASK_SETTINGS)
         return commands
@@ -103,16 +111,16 @@ class Levels:
     def reached(self, wanted: Durability, replies: Sequence[Reply]) -> Reached:
         """Return what the replies to the proofs say; what they don't prove was not reached."""
         rest = list(replies)
-        on_replicas, fsynced = 0, False
+        on_replicas, fsynced = 0, wanted.fsynced
         if wanted.on_replicas:
             answer = rest.pop(0)
             on_replicas = answer if forms.is_count(answer) else 0
-        if wanted.fsynced:
-            local = 1
-            if wanted.on_replicas:
-                local, there = _waitaof(rest.pop(0))
-                on_replicas = min(on_replicas, there)
-            fsynced = local > 0 and (self._always or not _why_no_fsync(rest.pop(0)))
+        if wanted.fsynced and not self._always:
+            fsynced = not _why_no_fsync(rest.pop())
+        if wanted.fsynced and rest:
+            local, there = _waitaof(rest.pop(0))
+            fsynced = fsynced and local > 0
+            on_replicas = min(on_replicas, there) if wanted.on_replicas else 0
         reached = Reached(fsynced, on_replicas)
         if not reached.satisfies(wanted):
             self._facts = None  # look again before the next one
@@ -124,23 +132,45 @@ class Levels:
             return facts
         if self._asking is None or self._asking.done():
             self._asking = loop.create_task(self._ask())
+            # Whoever waited may have been cancelled: then nobody hears how it ended.
+            self._asking.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> _Facts:
+        no_fsync = "" if self._always else await self._look_at_fsync()
+        self._has_waitaof = await self._may("WAITAOF", 0, 0, 1)
+        no_wait = "" if await self._may("WAIT", 0, 1) else "its ACL refuses WAIT"
+        replicas = 0
+        try:
+            info = await self._transport.command(forms.is_text, "INFO", "replication")
+        except UnexpectedReply:
+            no_wait = no_wait or "its ACL hides its replicas: it needs INFO"
+        else:
+            lines = info.decode(errors="replace").splitlines()
+            online = [line for line in lines if line.startswith("slave") and "state=online" in line]
+            replicas = len(online)
+        until = self._transport.loop().time() + _SECONDS_KNOWN
+        self._facts = _Facts(no_fsync, no_wait, replicas, until)
+        return self._facts
+
+    async def _look_at_fsync(self) -> str:
         try:
             settings = await self._transport.command(forms.is_settings, *_ASK_SETTINGS)
-            no_fsync = _why_no_fsync(settings)
+            if self._is_own and _why_no_fsync(settings):
+                # It was started anew, or by somebody who asked for less.
+                await self._transport.command(forms.is_text, *_SYNC_EACH_WRITE)
+                settings = await self._transport.command(forms.is_settings, *_ASK_SETTINGS)
         except UnexpectedReply:
-            no_fsync = "its ACL hides whether it fsyncs; see the setting appendfsync_always"
-        info = await self._transport.command(forms.is_text, "INFO", "server", "replication")
-        lines = info.decode(errors="replace").splitlines()
-        version = [line.partition(":")[2] for line in lines if line.startswith("redis_version:")]
-        online = [line for line in lines if line.startswith("slave") and "state=online" in line]
-        until = self._transport.loop().time() + _SECONDS_KNOWN
-        numbers = tuple(int(part) for part in version[0].split(".")[:2]) if version else (0,)
-        has_waitaof = numbers >= _WAITAOF_SINCE
-        self._facts = _Facts("" if self._always else no_fsync, len(online), has_waitaof, until)
-        return self._facts
+            return "its ACL hides whether it fsyncs; see the setting appendfsync_always"
+        return _why_no_fsync(settings)
+
+    async def _may(self, *command: Argument) -> bool:
+        """Whether the server takes a command, which waits for nothing."""
+        try:
+            await self._transport.command(forms.is_anything, *command)
+        except UnexpectedReply:
+            return False
+        return True
 
 
 def _why_no_fsync(settings: Any) -> str:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncstore.appends import Appender, HeldAppender
+from asyncstore.errors import StoreClosed
 from asyncstore.wire import ReplyError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Lanes:
         self._waiting: Transport | None = None
         self._opening = asyncio.Lock()
         self._place = ("", "")
+        self._is_closed = False
         self._appenders: dict[Durability, Appender] = {}
 
     def opened(self, url: str, where: str) -> None:
@@ -53,7 +55,8 @@ class Lanes:
         self._place = url, where
 
     async def aclose(self) -> None:
-        """Close the lane of the waits, if there is one."""
+        """Close the lane of the waits, if there is one, or as soon as it is dialled."""
+        self._is_closed = True
         if self._waiting is not None:
             await self._waiting.aclose()
 
@@ -77,6 +80,9 @@ class Lanes:
                 self._transport.loop()  # or it is closed
                 transport = self._make_transport()
                 await transport.open(*self._place)
+                if self._is_closed:
+                    await transport.aclose()
+                    raise StoreClosed("the store was closed; nothing was changed")
                 self._waiting = transport
         return self._waiting
 

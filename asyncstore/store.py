@@ -108,7 +108,10 @@ class Store:
         appender = Appender(self._transport, self._keys)
         reader = Reader(self._transport, self._keys)
         self._durability = cast(Durability, settings.durability)
-        self._levels = Levels(self._transport, settings.where(), settings.appendfsync_always)
+        is_own = settings.backend == EMBEDDED and self._durability.fsynced
+        self._levels = Levels(
+            self._transport, settings.where(), settings.appendfsync_always, is_own
+        )
         self._lanes = Lanes(
             self._transport,
             self._keys,
@@ -266,12 +269,8 @@ class Store:
 
     async def _check_durability(self) -> None:
         """See that the server can give what appends get that name no level."""
-        wanted = self._durability
-        if wanted.fsynced and self._settings.backend == EMBEDDED:
-            # It is our own server, and may have been started by somebody who asked for less.
-            await self._transport.command(forms.is_text, "CONFIG", "SET", "appendfsync", "always")
-        if wanted != Durability.MEMORY:
-            await self._levels.ensure(wanted)
+        if self._durability != Durability.MEMORY:
+            await self._levels.ensure(self._durability)
 
     async def _check_layout(self) -> None:
         found: Any = await self._transport.command(forms.is_text_or_nil, "GET", self._keys.layout())

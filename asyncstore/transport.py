@@ -278,7 +278,12 @@ class Transport:
         return UnexpectedReply(self._where, name, code)
 
     def _give_up(self, request: Request, why: str) -> None:
-        if request.may_have_changed_something:
+        if request.replies and type(request.replies[0]) is not ReplyError:
+            # The answer is known, only its proofs are not.
+            reply, *proofs = request.replies
+            missing = len(request.proofs) - len(proofs)
+            request.finish(reply, [*proofs, *[None] * missing])
+        elif request.may_have_changed_something:
             request.fail(OutcomeUnknown(self._where, f"{request.name}: {why}"))
         elif self._loop is None:
             request.fail(StoreClosed("the store was closed; nothing was changed"))
@@ -445,7 +450,8 @@ class Transport:
             for request in unsettled:
                 why = f"{request.name}: its answer was lost, and it was refused when sent again"
                 doubt = OutcomeUnknown(self._where, why)
-                request.send_again(_AGAIN if is_same else _ELSEWHERE, doubt)
+                was_elsewhere = request.command[request.mark] == _ELSEWHERE
+                request.send_again(_AGAIN if is_same and not was_elsewhere else _ELSEWHERE, doubt)
         else:
             for request in unsettled:
                 self._give_up(request, "the connection broke, and may still be read by the server")

@@ -15,6 +15,7 @@ from uuid import UUID
 from asyncstore.errors import InvalidType, InvalidValue
 from asyncstore.names import (
     MAIN,
+    check_bool,
     check_edition,
     check_id,
     check_name,
@@ -226,6 +227,10 @@ class Durability:
     MEMORY: ClassVar[Durability]
     FSYNC: ClassVar[Durability]
 
+    def __post_init__(self) -> None:
+        check_bool("fsynced", self.fsynced)
+        check_whole_number("on_replicas", self.on_replicas)
+
     @staticmethod
     def replicas(count: int) -> Durability:
         """Return the level of so many replicas, 1 or more."""
@@ -239,6 +244,8 @@ class Durability:
     @staticmethod
     def parse(text: str) -> Durability:
         """Return the level that `str` shows so: `memory`, `fsync`, `replicas(1)`, …"""
+        if not isinstance(text, str):
+            raise InvalidType("durability", f"a text is wanted, not {type(text).__name__}")
         if text in ("memory", "fsync"):
             return Durability.FSYNC if text == "fsync" else Durability.MEMORY
         found = _ON_REPLICAS.fullmatch(text)

@@ -246,6 +246,36 @@ def server_writes(server: RedisServer) -> int:
     return int(next(line for line in lines if line.startswith("syscw:")).split()[1])
 
 
+@pytest.mark.skipif("redis-8.2" not in BINARIES, reason="WAITAOF, which tells, is not in Redis 7.0")
+async def test_an_aof_that_is_being_switched_on_has_nothing_yet() -> None:
+    with redis_server(BINARIES["redis-8.2"](), *ALWAYS) as server:
+        async with asyncstore.open(server.url, durability="fsync") as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            with servers.Server("", server.url).client() as client:
+                client.config_set("rdb-key-save-delay", 300_000)  # the rewrite takes a while
+                client.config_set("appendonly", "no")
+                client.config_set("appendonly", "yes")
+            with pytest.raises((DurabilityNotReached, DurabilityUnavailable)):
+                await store.events.append(ORDER, numbered(1), expected=1)
+
+
+async def test_an_embedded_server_that_was_killed_syncs_again(tmp_path: Path) -> None:
+    async with asyncstore.open(f"embedded://{tmp_path}", durability="fsync") as store:
+        await store.events.append(ORDER, numbered(1), expected=NEW)
+        with servers.Server("", f"unix://{tmp_path}/server.sock").client() as client:
+            pid = client.info("server")["process_id"]
+        os.kill(pid, signal.SIGKILL)
+
+        async def goes_on() -> bool:
+            try:
+                await store.events.append(ORDER, numbered(1), expected=ANY)
+            except (DurabilityUnavailable, DurabilityNotReached, asyncstore.StoreUnavailable):
+                return False
+            return True
+
+        await eventually(goes_on, "appends are fsynced again")
+
+
 class TestReplicas:
     async def test_have_the_events_when_the_append_returns(self, binary: str) -> None:
         with redis_server(binary, *AT_ONCE, tcp=True) as primary, replica_of(primary) as replica:
@@ -297,6 +327,26 @@ class TestReplicas:
                         assert len(await store.events.read(place)) == 2
                     # Others are not kept waiting.
                     await store.events.append(ORDER, numbered(1), expected=NEW)
+
+    async def test_that_are_waited_for_do_not_outlive_the_store(self, binary: str) -> None:
+        with (
+            redis_server(binary, *AT_ONCE, tcp=True) as primary,
+            replica_of(primary) as replica,
+        ):
+            async with asyncstore.open(primary.url, timeout=5) as store:
+                await eventually(lambda: can_replicate(store), "the replica has come")
+                async with paused(replica):
+                    places = [Aggregate("orders", f"held {n}") for n in range(3)]
+                    held = []
+                    for place in places:
+                        append = store.events.append(
+                            place, numbered(1), expected=NEW, durability=REPLICA
+                        )
+                        held.append(asyncio.ensure_future(append))
+                        await store.events.next_sequence(ORDER)  # so that each leaves by itself
+                    await store.__aexit__(None, None, None)
+                    outcomes = await asyncio.gather(*held, return_exceptions=True)
+            assert all(isinstance(outcome, asyncstore.AsyncStoreError) for outcome in outcomes)
 
     async def test_have_what_a_duplicate_answers_with(self, binary: str) -> None:
         with redis_server(binary, *AT_ONCE, tcp=True) as primary, replica_of(primary) as replica:
