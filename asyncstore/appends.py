@@ -104,14 +104,19 @@ class Appender:
         loop = self._transport.loop()
         reply = loop.create_future()
         append = Append(keys, [*about, *events], len(events) // 2, size, reply)
-        place = (aggregate.domain, aggregate.edition)
+        self._take((aggregate.domain, aggregate.edition), append, loop)
+        return reply
+
+    def _take(
+        self, place: tuple[str, str], append: Append, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Send an append when it is time."""
         if not self._open:
             if self._transport.is_idle():
                 self._send_group(place, [append])
-                return reply
+                return
             loop.call_soon(self._flush)
         self._add(place, append)
-        return reply
 
     def _add(self, place: tuple[str, str], append: Append) -> None:
         group = self._open.get(place) or self._first_group()
@@ -178,24 +183,14 @@ class HeldAppender(Appender):
     _under_way: int = 0
     _since: float = 0.0  # when the first of those that wait came
 
-    def send(
-        self,
-        aggregate: Aggregate,
-        keys: list[str],
-        about: list[Argument],
-        events: list[bytes],
-        size: int,
-    ) -> asyncio.Future[Reply]:
-        """Send an append; the future gets the script's answer for it, and those of the proofs."""
-        loop = self._transport.loop()
-        reply = loop.create_future()
+    def _take(
+        self, place: tuple[str, str], append: Append, loop: asyncio.AbstractEventLoop
+    ) -> None:
         if not self._open and not self._full:
             self._since = loop.time()
             if not self._under_way:
                 loop.call_soon(self._flush)
-        append = Append(keys, [*about, *events], len(events) // 2, size, reply)
-        self._add((aggregate.domain, aggregate.edition), append)
-        return reply
+        self._add(place, append)
 
     def _waited(self) -> float:
         return self._transport.loop().time() - self._since

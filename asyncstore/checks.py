@@ -606,11 +606,9 @@ def _parse_info(reply: bytes) -> dict[str, str]:
 
 
 def _parse_config(reply: dict[bytes, bytes] | list[bytes]) -> dict[str, str]:
-    # RESP3 has maps; in RESP2 they are flat lists.
-    pairs = dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else reply
     return {
         name.decode(errors="replace"): value.decode(errors="replace")
-        for name, value in pairs.items()
+        for name, value in forms.pairs_of(reply)
     }
 
 

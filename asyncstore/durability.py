@@ -137,23 +137,31 @@ class Levels:
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> _Facts:
-        no_fsync = "" if self._always else await self._look_at_fsync()
-        self._has_waitaof = await self._may("WAITAOF", 0, 0, 1)
-        no_wait = "" if await self._may("WAIT", 0, 1) else "its ACL refuses WAIT"
-        replicas = 0
-        try:
-            info = await self._transport.command(forms.is_text, "INFO", "replication")
-        except UnexpectedReply:
+        no_fsync, self._has_waitaof, has_wait, replicas = await asyncio.gather(
+            self._look_at_fsync(),
+            self._may("WAITAOF", 0, 0, 1),
+            self._may("WAIT", 0, 1),
+            self._count_replicas(),
+        )
+        no_wait = "" if has_wait else "its ACL refuses WAIT"
+        if replicas is None:
             no_wait = no_wait or "its ACL hides its replicas: it needs INFO"
-        else:
-            lines = info.decode(errors="replace").splitlines()
-            online = [line for line in lines if line.startswith("slave") and "state=online" in line]
-            replicas = len(online)
         until = self._transport.loop().time() + _SECONDS_KNOWN
-        self._facts = _Facts(no_fsync, no_wait, replicas, until)
+        self._facts = _Facts(no_fsync, no_wait, replicas or 0, until)
         return self._facts
 
+    async def _count_replicas(self) -> int | None:
+        """Return how many replicas are online; None if that is hidden."""
+        try:
+            info: bytes = await self._transport.command(forms.is_text, "INFO", "replication")
+        except UnexpectedReply:
+            return None
+        lines = info.decode(errors="replace").splitlines()
+        return sum(line.startswith("slave") and "state=online" in line for line in lines)
+
     async def _look_at_fsync(self) -> str:
+        if self._always:
+            return ""
         try:
             settings = await self._transport.command(forms.is_settings, *_ASK_SETTINGS)
             if self._is_own and _why_no_fsync(settings):
@@ -177,9 +185,7 @@ def _why_no_fsync(settings: Any) -> str:
     """Return what is wrong with the reply of CONFIG GET; empty if the server fsyncs each write."""
     if not forms.is_settings(settings):
         return "it does not tell whether it fsyncs"
-    found = settings
-    if isinstance(settings, list):  # RESP2 has no maps
-        found = dict(zip(settings[::2], settings[1::2], strict=True))
+    found = dict(forms.pairs_of(settings))
     for name, wanted in _SYNC_SETTINGS.items():
         value = found.get(name.encode(), b"").decode(errors="replace")
         if value != wanted:

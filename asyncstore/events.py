@@ -472,7 +472,7 @@ class Events:
             reply = await self._transport.command(
                 forms.is_scored, "ZRANGE", key, start, "+inf", *by
             )
-            page = _pairs(reply)
+            page = forms.pairs_of(reply)
             new = [root for root, _ in page if root not in given]
             given.update(new)
             yield [root.decode(errors="replace") for root in new]
@@ -503,13 +503,6 @@ async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _pairs(reply: list[Any]) -> list[tuple[bytes, bytes | float]]:
-    """Return members and scores: RESP3 has them in pairs, RESP2 in a flat list."""
-    if reply and isinstance(reply[0], list):
-        return [(member, score) for member, score in reply]
-    return list(zip(reply[::2], reply[1::2], strict=True))
 
 
 def _proven(aggregate: Aggregate, done: Appended, wanted: Durability, reached: Reached) -> Appended:

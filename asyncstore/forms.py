@@ -1,4 +1,7 @@
-"""The forms that replies can have. A reply of another form is not believed, whoever sent it."""
+"""The forms that replies can have. A reply of another form is not believed, whoever sent it.
+
+And what makes the forms of RESP2 and RESP3 alike.
+"""
 
 from __future__ import annotations
 
@@ -118,6 +121,15 @@ def is_deleted(reply: Any) -> bool:
     if reply[0] == b"ok":
         return len(reply) == 3 and is_count(reply[1]) and is_texts(reply[2])
     return reply[0] == b"more" and len(reply) == 2 and is_texts(reply[1])
+
+
+def pairs_of(reply: Any) -> list[tuple[Any, Any]]:
+    """Return members and scores, or names and values: RESP2 has them in a flat list."""
+    if type(reply) is dict:
+        return list(reply.items())
+    if reply and type(reply[0]) is list:
+        return [(one, other) for one, other in reply]
+    return list(zip(reply[::2], reply[1::2], strict=True))
 
 
 def is_settings(reply: Any) -> bool:

@@ -126,11 +126,7 @@ class Looker:
         reply = await self._transport.command(
             forms.is_scored, "ZRANGE", key, *arguments, "WITHSCORES"
         )
-        # RESP3 has them in pairs, RESP2 in a flat list.
-        pairs = reply
-        if reply and not isinstance(reply[0], list):
-            pairs = zip(reply[::2], reply[1::2], strict=True)
-        return [(member, float(score)) for member, score in pairs]
+        return [(member, float(score)) for member, score in forms.pairs_of(reply)]
 
     async def _texts(self, key: str, *arguments: str | int) -> list[str]:
         reply = await self._transport.command(forms.is_texts, "ZRANGE", key, *arguments)
