@@ -1185,6 +1185,20 @@ class TestDelete:
 
 
 class TestDeleteEdition:
+    async def test_that_was_cut_off_is_finished_by_the_next(self, store: Store) -> None:
+        places = [Aggregate("orders", f"{n:04}", "what-if") for n in range(1000)]
+        await asyncio.gather(*(tell(store, place, 0, 2) for place in places))
+        deleting = asyncio.ensure_future(store.events.delete_edition("orders", "what-if"))
+        while all([await store.events.next_sequence(place) == 2 for place in places[:3]]):
+            pass
+        deleting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deleting
+        left = len(await listed(store.events.roots("orders", edition="what-if")))
+        assert 0 < left < 1000
+        assert await store.events.delete_edition("orders", "what-if") == 2 * left
+        assert await listed(store.events.editions("orders")) == []
+
     async def test_takes_all_that_is_its_and_nothing_else(
         self, server: Server, prefix: str, store: Store
     ) -> None:
