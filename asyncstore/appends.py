@@ -13,10 +13,12 @@ server's clock and the numbers of the commits. A group leaves
 from __future__ import annotations
 
 import copy
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from asyncstore import scripts
+from asyncstore.wire import Shipment
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from asyncstore.keys import Keys
     from asyncstore.transport import Transport
     from asyncstore.values import Aggregate
-    from asyncstore.wire import Argument, Reply
+    from asyncstore.wire import Argument, Reply, Request
 
 FIRST_APPENDS: Final = 4
 MOST_APPENDS: Final = 16
@@ -48,6 +50,7 @@ class Append:
     events: int
     size: int
     reply: asyncio.Future[Reply]
+    born: float  # when the caller began to wait, by the clock of the event loop
 
 
 @dataclass(slots=True)
@@ -80,8 +83,9 @@ class _Group:
 class Appender:
     """Collects appends and sends them in groups, by domain and edition.
 
-    `proofs` returns commands that go right behind each group, whose replies its callers get too. It
-    is told how many seconds the group has waited already.
+    `proofs` returns commands that go right behind each group, whose replies its callers get too:
+    with proofs, a caller gets its part of the reply and a list of theirs. It is told for how many
+    seconds the first of the callers has waited.
     """
 
     _transport: Transport
@@ -96,14 +100,17 @@ class Appender:
         about: list[Argument],
         events: list[bytes],
         size: int,
+        born: float | None = None,
     ) -> asyncio.Future[Reply]:
         """Send an append; the future gets the script's answer for it.
 
-        `keys` and `about` are what append.lua wants of an aggregate before its events.
+        `keys` and `about` are what append.lua wants of an aggregate before its events. `born` is
+        when the caller began to wait, if it was not now.
         """
         loop = self._transport.loop()
         reply = loop.create_future()
-        append = Append(keys, [*about, *events], len(events) // 2, size, reply)
+        began = loop.time() if born is None else born
+        append = Append(keys, [*about, *events], len(events) // 2, size, reply, began)
         self._take((aggregate.domain, aggregate.edition), append, loop)
         return reply
 
@@ -127,9 +134,6 @@ class Appender:
             group = self._send_at_once(place, group)
         self._open[place] = group
 
-    def _waited(self) -> float:
-        return 0.0
-
     def _first_group(self) -> _Group:
         return _Group(FIRST_APPENDS)
 
@@ -147,10 +151,20 @@ class Appender:
         self._transport.flush()
 
     def _send_group(self, place: tuple[str, str], appends: list[Append]) -> None:
-        domain, edition = place
-        group = [append for append in appends if not append.reply.done()]  # not those cancelled
-        if not group:
+        live = _waiting(appends)
+        if not live:
             return
+        try:
+            request = self._request(place, live)
+            if self._proofs:
+                waited = self._transport.loop().time() - request.born
+                request = Shipment([request], self._proofs(waited))
+            self._transport.send(request)
+        except Exception as error:
+            _refuse(live, error)
+
+    def _request(self, place: tuple[str, str], appends: list[Append]) -> Request:
+        domain, edition = place
         keys = [
             self._keys.commits(),
             self._keys.roots(domain, edition),
@@ -158,64 +172,100 @@ class Appender:
             self._keys.domains(),
         ]
         mark = ""  # the transport sets it when it sends the group again
-        arguments: list[Argument] = [mark, domain, edition, len(group)]
-        for append in group:
+        arguments: list[Argument] = [mark, domain, edition, len(appends)]
+        for append in appends:
             keys += append.keys
             arguments += append.arguments
-        callers = [append.reply for append in group]
-        try:
-            proofs = self._proofs(self._waited()) if self._proofs else ()
-            self._transport.run_for_group(scripts.APPEND, keys, arguments, callers, proofs)
-        except Exception as error:
-            # Whatever it is, it belongs to those who wait.
-            for caller in callers:
-                caller.set_exception(copy.copy(error))
+        callers = [append.reply for append in appends]
+        born = min(append.born for append in appends)
+        return scripts.APPEND.request(keys, arguments, callers, born, is_group=True)
+
+
+@dataclass(slots=True)
+class Turns:
+    """Lets one shipment at a time onto a connection that its proofs keep waiting.
+
+    Whoever has appends to send asks for a turn, whatever level they want. Those that come while
+    another shipment is under way leave together, and share one wait.
+    """
+
+    _asked: deque[Callable[[], asyncio.Future[None] | None]] = field(default_factory=deque)
+    _is_taken: bool = False
+
+    def ask(
+        self,
+        depart: Callable[[], asyncio.Future[None] | None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Have `depart` called when it is its turn; it returns what ends with its shipment."""
+        self._asked.append(depart)
+        if not self._is_taken:
+            self._is_taken = True
+            loop.call_soon(self._next)
+
+    def _next(self, _: object = None) -> None:
+        while self._asked:
+            over = self._asked.popleft()()
+            if over is not None:
+                over.add_done_callback(self._next)
+                return
+        self._is_taken = False
 
 
 @dataclass(slots=True)
 class HeldAppender(Appender):
     """An appender for proofs that keep their connection waiting, such as WAIT.
 
-    Groups are held back while others are under way, so that all that came meanwhile share one wait.
+    Its groups wait for their turn, and leave as one shipment with one wait.
     """
 
-    _full: list[tuple[tuple[str, str], list[Append]]] = field(default_factory=list)
-    _under_way: int = 0
-    _since: float = 0.0  # when the first of those that wait came
+    turns: Turns = field(default_factory=Turns)
+    _full: list[tuple[tuple[str, str], _Group]] = field(default_factory=list)
 
     def _take(
         self, place: tuple[str, str], append: Append, loop: asyncio.AbstractEventLoop
     ) -> None:
         if not self._open and not self._full:
-            self._since = loop.time()
-            if not self._under_way:
-                loop.call_soon(self._flush)
+            self.turns.ask(self._depart, loop)
         self._add(place, append)
-
-    def _waited(self) -> float:
-        return self._transport.loop().time() - self._since
 
     def _first_group(self) -> _Group:
         return _Group(HELD_APPENDS)
 
     def _send_at_once(self, place: tuple[str, str], group: _Group) -> _Group:
-        self._full.append((place, group.appends))
+        self._full.append((place, group))
         return self._first_group()
 
-    def _flush(self) -> None:
+    def _depart(self) -> asyncio.Future[None] | None:
         """Send what has come together."""
-        full, self._full = self._full, []
-        left, self._open = self._open, {}
-        for place, appends in (*full, *((place, group.appends) for place, group in left.items())):
-            live = [append for append in appends if not append.reply.done()]
-            if live:
-                self._under_way += 1
-                live[-1].reply.add_done_callback(self._over)
-                self._send_group(place, live)
-        self._transport.flush()
+        groups = [*self._full, *self._open.items()]
+        self._full, self._open = [], {}
+        live = [(place, waiting) for place, group in groups if (waiting := _waiting(group.appends))]
+        if not live:
+            return None
+        try:
+            requests = [self._request(place, appends) for place, appends in live]
+            # A script that is not there would have its proofs wait in vain.
+            requests[0].name_source()
+            born = min(request.born for request in requests)
+            proofs = self._proofs(self._transport.loop().time() - born) if self._proofs else []
+            shipment = Shipment(requests, proofs)
+            self._transport.send(shipment)
+            self._transport.flush()
+        except Exception as error:
+            # Also when the store was closed: this is what tells those that were held.
+            for _, appends in live:
+                _refuse(appends, error)
+            return None
+        return shipment.over
 
-    def _over(self, done: asyncio.Future[Reply]) -> None:
-        self._under_way -= 1
-        if not self._under_way and (self._open or self._full):
-            # Also when the store was closed: then it is what tells those that were held.
-            done.get_loop().call_soon(self._flush)
+
+def _waiting(appends: list[Append]) -> list[Append]:
+    """Return the appends whose callers were not cancelled."""
+    return [append for append in appends if not append.reply.done()]
+
+
+def _refuse(appends: list[Append], error: Exception) -> None:
+    """Raise an error in those who wait: whatever it is, it belongs to them."""
+    for append in appends:
+        append.reply.set_exception(copy.copy(error))

@@ -5,20 +5,22 @@ append comes after the fsync. The setting is read before the first append, and a
 each group of appends on the same connection, so that a change is noticed by the very appends that
 it concerns. While an AOF is being switched on, the setting says `yes` before anything is kept: so
 WAITAOF for the server's own disk is asked behind it, where the server has it (Redis 7.2, Valkey);
-under `always` it is answered at once. `replicas(n)` is WAIT right behind the group: it covers what
-the same connection wrote before. WAITAOF alone is not enough, for some servers answer it without an
-fsync (Redis before 8.0, Valkey 9.1; redis/redis#13793): `fsync_and_replicas(n)` asks for all three,
-and takes the replicas' own `appendfsync always` on the operator's word.
+under `always` it is answered at once. Redis 7.0 has not: there a store that did not see the AOF on
+before waits until no rewrite is under way. `replicas(n)` is WAIT right behind the group: it covers
+what the same connection wrote before. WAITAOF alone is not enough, for some servers answer it
+without an fsync (Redis before 8.0, Valkey 9.1; redis/redis#13793): `fsync_and_replicas(n)` asks for
+all three, and takes the replicas' own `appendfsync always` on the operator's word.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncstore import forms
 from asyncstore.errors import DurabilityUnavailable, UnexpectedReply
+from asyncstore.sharing import Shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,25 +62,44 @@ class _Facts:
     until: float
 
 
-@dataclass(slots=True)
 class Levels:
     """What the server of a store can give.
 
     `always` is the operator's word that the server has `appendfsync always`, for a server whose ACL
-    does not let the store see it.
+    does not let the store see it. `is_own` is a server of the store's own that is to sync each
+    write.
     """
 
-    _transport: Transport
-    _where: str
-    _always: bool
-    _is_own: bool = False  # an embedded server that has to sync each write
-    _has_waitaof: bool = False
-    _facts: _Facts | None = None
-    _asking: asyncio.Task[_Facts] | None = field(default=None, repr=False)
+    def __init__(
+        self, transport: Transport, where: str, *, always: bool, is_own: bool = False
+    ) -> None:
+        self._transport = transport
+        self._where = where
+        self._always = always
+        self._is_own = is_own
+        self._has_waitaof = False
+        self._has_synced = False  # when last looked at
+        self._facts: _Facts | None = None
+        self._asking = Shared(self._ask)
+
+    async def aclose(self) -> None:
+        """Stop asking."""
+        await self._asking.aclose()
 
     async def ensure(self, wanted: Durability) -> None:
         """Raise `DurabilityUnavailable` if the server can't give the level now."""
-        facts = await self._known()
+        if not self.knows(wanted):
+            self._check(wanted, await self._asking.result())
+
+    def knows(self, wanted: Durability) -> bool:
+        """Whether it is known without asking that the server gives the level; else as `ensure`."""
+        facts = self._facts
+        if facts is None or facts.until <= self._transport.loop().time():
+            return False
+        self._check(wanted, facts)
+        return True
+
+    def _check(self, wanted: Durability, facts: _Facts) -> None:
         why = facts.no_fsync if wanted.fsynced else ""
         if not why and wanted.on_replicas:
             why = facts.no_wait
@@ -124,17 +145,8 @@ class Levels:
         reached = Reached(fsynced, on_replicas)
         if not reached.satisfies(wanted):
             self._facts = None  # look again before the next one
+            self._has_synced = False
         return reached
-
-    async def _known(self) -> _Facts:
-        facts, loop = self._facts, self._transport.loop()
-        if facts is not None and facts.until > loop.time():
-            return facts
-        if self._asking is None or self._asking.done():
-            self._asking = loop.create_task(self._ask())
-            # Whoever waited may have been cancelled: then nobody hears how it ended.
-            self._asking.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(self._asking)
 
     async def _ask(self) -> _Facts:
         no_fsync, self._has_waitaof, has_wait, replicas = await asyncio.gather(
@@ -143,6 +155,9 @@ class Levels:
             self._may("WAIT", 0, 1),
             self._count_replicas(),
         )
+        if not no_fsync and not self._has_waitaof and not self._has_synced:
+            no_fsync = await self._look_at_rewrite()
+        self._has_synced = not no_fsync
         no_wait = "" if has_wait else "its ACL refuses WAIT"
         if replicas is None:
             no_wait = no_wait or "its ACL hides its replicas: it needs INFO"
@@ -171,6 +186,21 @@ class Levels:
         except UnexpectedReply:
             return "its ACL hides whether it fsyncs; see the setting appendfsync_always"
         return _why_no_fsync(settings)
+
+    async def _look_at_rewrite(self) -> str:
+        """Return what speaks against an AOF that may have been switched on a moment ago.
+
+        Until its first rewrite is over nothing is kept. A server with WAITAOF tells that apart.
+        """
+        if self._always:
+            return ""
+        try:
+            info: bytes = await self._transport.command(forms.is_text, "INFO", "persistence")
+        except UnexpectedReply:
+            return ""
+        if b"aof_rewrite_in_progress:1" not in info:
+            return ""
+        return "its AOF is being rewritten, and it can't tell whether for the first time"
 
     async def _may(self, *command: Argument) -> bool:
         """Whether the server takes a command, which waits for nothing."""

@@ -137,8 +137,10 @@ class Events:
             reply = await self._appender.send(aggregate, where, about, encoded, size)
             reached = None
         else:
-            appender = await self._lanes.appender(wanted)
-            answer = await appender.send(aggregate, where, about, encoded, size)
+            born = self._transport.loop().time()
+            lanes = self._lanes
+            appender = lanes.ready(wanted) or await lanes.made_ready(wanted, born)
+            answer = await appender.send(aggregate, where, about, encoded, size, born)
             reply, reached = self._lanes.reached(wanted, answer)
         parts = self._transport.checked(reply, "append")
         if not forms.is_appended(parts):

@@ -10,8 +10,9 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncstore.appends import Appender, HeldAppender
-from asyncstore.errors import StoreClosed
+from asyncstore.appends import Appender, HeldAppender, Turns
+from asyncstore.errors import StoreUnavailable
+from asyncstore.sharing import Shared
 from asyncstore.wire import ReplyError
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ class Lanes:
         self._levels = levels
         self._timeout = timeout
         self._make_transport = make_transport
-        self._waiting: Transport | None = None
-        self._opening = asyncio.Lock()
         self._place = ("", "")
-        self._is_closed = False
+        self._waiting: Transport | None = None
+        self._dialling = Shared(self._dial)
+        self._turns = Turns()
         self._appenders: dict[Durability, Appender] = {}
 
     def opened(self, url: str, where: str) -> None:
@@ -55,36 +56,45 @@ class Lanes:
         self._place = url, where
 
     async def aclose(self) -> None:
-        """Close the lane of the waits, if there is one, or as soon as it is dialled."""
-        self._is_closed = True
+        """Close the lane of the waits, if there is one."""
+        await self._dialling.aclose()
         if self._waiting is not None:
             await self._waiting.aclose()
 
-    async def appender(self, wanted: Durability) -> Appender:
-        """Return what sends appends of a level, or raise `DurabilityUnavailable`."""
-        await self._levels.ensure(wanted)
-        found = self._appenders.get(wanted)
-        if found is None:
-            found = self._appenders.setdefault(wanted, await self._make(wanted))
-        return found
+    def ready(self, wanted: Durability) -> Appender | None:
+        """Return what sends appends of a level, or None if `made_ready` has to see to it first.
 
-    async def _make(self, wanted: Durability) -> Appender:
+        Raises `DurabilityUnavailable`.
+        """
+        return self._appenders.get(wanted) if self._levels.knows(wanted) else None
+
+    async def made_ready(self, wanted: Durability, born: float) -> Appender:
+        """Return what sends appends of a level, for a caller who began to wait at `born`.
+
+        Raises `DurabilityUnavailable`, or `StoreUnavailable` when the caller's time is over.
+        """
+        try:
+            async with asyncio.timeout_at(born + self._timeout):
+                await self._levels.ensure(wanted)
+                if wanted.on_replicas and self._waiting is None:
+                    await self._dialling.result()
+        except TimeoutError:
+            why = f"no answer in {self._timeout} s; nothing was changed"
+            raise StoreUnavailable(self._place[1], why) from None
+        if wanted not in self._appenders:
+            self._appenders[wanted] = self._make(wanted)
+        return self._appenders[wanted]
+
+    def _make(self, wanted: Durability) -> Appender:
         proofs = partial(self._levels.proofs, wanted, _SHARE_OF_TIMEOUT * self._timeout)
-        if not wanted.on_replicas:
+        if self._waiting is None or not wanted.on_replicas:
             return Appender(self._transport, self._keys, proofs)
-        return HeldAppender(await self._waiting_transport(), self._keys, proofs)
+        return HeldAppender(self._waiting, self._keys, proofs, turns=self._turns)
 
-    async def _waiting_transport(self) -> Transport:
-        async with self._opening:
-            if self._waiting is None:
-                self._transport.loop()  # or it is closed
-                transport = self._make_transport()
-                await transport.open(*self._place)
-                if self._is_closed:
-                    await transport.aclose()
-                    raise StoreClosed("the store was closed; nothing was changed")
-                self._waiting = transport
-        return self._waiting
+    async def _dial(self) -> None:
+        transport = self._make_transport()
+        await transport.open(*self._place)
+        self._waiting = transport
 
     def reached(self, wanted: Durability, answer: Any) -> tuple[Reply, Reached | None]:
         """Return the script's answer for an append, and what was reached for it."""

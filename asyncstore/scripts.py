@@ -8,10 +8,14 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from asyncstore import forms
-from asyncstore.wire import Repeat
+from asyncstore.wire import Repeat, Request
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
     from asyncstore.forms import Form
+    from asyncstore.wire import Argument, Reply
 
 _INCLUDE = "-- include: "
 
@@ -37,6 +41,28 @@ class Script:
         if not self.writes:
             return Repeat.FREELY
         return Repeat.NEVER if self.mark is None else Repeat.MARKED
+
+    def request(
+        self,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        callers: Sequence[asyncio.Future[Reply]],
+        born: float,
+        *,
+        is_group: bool = False,
+    ) -> Request:
+        """Return a call by its digest. With `is_group` its reply has a part for each caller."""
+        command: list[Argument] = ["EVALSHA", self.sha, len(keys), *keys, *arguments]
+        return Request(
+            command,
+            self.name,
+            self.repeat,
+            callers,
+            born,
+            mark=0 if self.mark is None else 3 + len(keys) + self.mark,
+            source=self.source,
+            is_group=is_group,
+        )
 
 
 def load(name: str, form: Form, mark: int | None = None) -> Script:

@@ -110,7 +110,7 @@ class Store:
         self._durability = cast(Durability, settings.durability)
         is_own = settings.backend == EMBEDDED and self._durability.fsynced
         self._levels = Levels(
-            self._transport, settings.where(), settings.appendfsync_always, is_own
+            self._transport, settings.where(), always=settings.appendfsync_always, is_own=is_own
         )
         self._lanes = Lanes(
             self._transport,
@@ -224,6 +224,7 @@ class Store:
         url = await self._server(stack)
         stack.push_async_callback(self._transport.aclose)
         await self._transport.open(url, self._settings.where())
+        stack.push_async_callback(self._levels.aclose)
         stack.push_async_callback(self._lanes.aclose)
         self._lanes.opened(url, self._settings.where())
 

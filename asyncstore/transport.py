@@ -39,7 +39,7 @@ from asyncstore.errors import (
     StoreUnavailable,
     UnexpectedReply,
 )
-from asyncstore.wire import Repeat, ReplyError, Request, Wire
+from asyncstore.wire import AGAIN, ELSEWHERE, Repeat, ReplyError, Request, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 _PING_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.01  # seconds between two dials; doubled each time
 _LONGEST_PAUSE: Final = 1.0
-_AGAIN: Final = "again"
-_ELSEWHERE: Final = "elsewhere"
 
 # The first words of errors after which nothing was done, and what they say of the server.
 _NOT_NOW: Final = {
@@ -172,8 +170,9 @@ class Transport:
         self, script: Script, keys: Sequence[str], arguments: Sequence[Argument] = ()
     ) -> Reply:
         """Run a script by its digest; a server that does not have it yet gets the source."""
-        caller = self.loop().create_future()
-        self._submit(script, keys, arguments, [caller], is_group=False)
+        loop = self.loop()
+        caller = loop.create_future()
+        self.send(script.request(keys, arguments, [caller], loop.time()))
         return self.believed(await caller, script.name, script.form)
 
     async def command(self, form: Form, *command: Argument) -> Reply:
@@ -181,48 +180,17 @@ class Transport:
         loop = self.loop()
         caller = loop.create_future()
         name = str(command[0])
-        self._enter(Request(list(command), name, Repeat.FREELY, [caller], loop.time()))
+        self.send(Request(list(command), name, Repeat.FREELY, [caller], loop.time()))
         return self.believed(await caller, name, form)
 
-    def run_for_group(
-        self,
-        script: Script,
-        keys: Sequence[str],
-        arguments: Sequence[Argument],
-        callers: Sequence[asyncio.Future[Reply]],
-        proofs: Sequence[Sequence[Argument]] = (),
-    ) -> None:
-        """Run a script whose reply has a part for each caller, or is an error for all of them.
-
-        `proofs` are commands that must follow the script on the same connection with nothing in
-        between, such as WAIT. If there are some, a caller gets its part and their replies.
-        """
-        self._submit(script, keys, arguments, callers, is_group=True, proofs=proofs)
-
-    def _submit(
-        self,
-        script: Script,
-        keys: Sequence[str],
-        arguments: Sequence[Argument],
-        callers: Sequence[asyncio.Future[Reply]],
-        *,
-        is_group: bool,
-        proofs: Sequence[Sequence[Argument]] = (),
-    ) -> None:
-        command: list[Argument] = ["EVALSHA", script.sha, len(keys), *keys, *arguments]
-        mark = 3 + len(keys) + script.mark if script.mark is not None else 0
-        request = Request(
-            command,
-            script.name,
-            script.repeat,
-            callers,
-            self.loop().time(),
-            mark=mark,
-            source=script.source,
-            is_group=is_group,
-            proofs=proofs,
-        )
-        self._enter(request)
+    def send(self, request: Request) -> None:
+        """Send a request, as soon as there is room for it; its callers get the reply."""
+        wire = self._wire
+        if wire is not None and not self._backlog and wire.has_room():
+            wire.push(request)
+        else:
+            self._backlog.append(request)
+            self._connect_if_needed()
 
     def flush(self) -> None:
         """Send at once what would leave at the end of this turn of the event loop."""
@@ -261,14 +229,6 @@ class Transport:
         """Return the error for a reply that is none of this command or script."""
         return UnexpectedReply(self._where, name, "of another form than expected")
 
-    def _enter(self, request: Request) -> None:
-        wire = self._wire
-        if wire is not None and not self._backlog and wire.has_room():
-            wire.push(request)
-        else:
-            self._backlog.append(request)
-            self._connect_if_needed()
-
     def refused(self, name: str, code: str) -> AsyncStoreError:
         """Return what an error of the server, by its first word, means for the caller."""
         if code == "OOM":
@@ -278,12 +238,7 @@ class Transport:
         return UnexpectedReply(self._where, name, code)
 
     def _give_up(self, request: Request, why: str) -> None:
-        if request.replies and type(request.replies[0]) is not ReplyError:
-            # The answer is known, only its proofs are not.
-            reply, *proofs = request.replies
-            missing = len(request.proofs) - len(proofs)
-            request.finish(reply, [*proofs, *[None] * missing])
-        elif request.may_have_changed_something:
+        if request.may_have_changed_something:
             request.fail(OutcomeUnknown(self._where, f"{request.name}: {why}"))
         elif self._loop is None:
             request.fail(StoreClosed("the store was closed; nothing was changed"))
@@ -297,6 +252,13 @@ class Transport:
         if wire is self._wire:
             self._pause = 0.0
             self._drain()
+
+    def _refusal(self, wire: Wire, request: Request, error: ReplyError) -> bool:
+        """Send a request another way if the server could not take it this way."""
+        if error.code != "NOSCRIPT" or not request.name_source():
+            return False
+        wire.push(request)
+        return True
 
     def _drain(self) -> None:
         """Send what waited, as far as there is room."""
@@ -408,6 +370,7 @@ class Transport:
             max_bytes=self._max_bytes,
             on_reply=self._heard,
             on_room=self._drain,
+            on_refusal=self._refusal,
             on_lost=self._lost,
         )
         wire.take(connection._writer)
@@ -450,8 +413,7 @@ class Transport:
             for request in unsettled:
                 why = f"{request.name}: its answer was lost, and it was refused when sent again"
                 doubt = OutcomeUnknown(self._where, why)
-                was_elsewhere = request.command[request.mark] == _ELSEWHERE
-                request.send_again(_AGAIN if is_same and not was_elsewhere else _ELSEWHERE, doubt)
+                request.send_again(AGAIN if is_same else ELSEWHERE, doubt)
         else:
             for request in unsettled:
                 self._give_up(request, "the connection broke, and may still be read by the server")

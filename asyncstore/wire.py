@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Argument = str | bytes | int
 Reply = Any
 
+AGAIN: Final = "again"
+ELSEWHERE: Final = "elsewhere"
+"""The marks of a second sending: to the process that the first went to, and to another one."""
+
 _NOT_YET: Final = object()
 _LARGEST_REPLY: Final = 512 * 1024 * 1024  # bytes; what Redis takes as one value, by default
 
@@ -59,9 +63,8 @@ class Request:
         "mark",
         "name",
         "packet",
-        "proofs",
+        "parts",
         "repeat",
-        "replies",
         "sent",
         "source",
     )
@@ -77,11 +80,9 @@ class Request:
         mark: int = 0,
         source: str | None = None,
         is_group: bool = False,
-        proofs: Sequence[Sequence[Argument]] = (),
     ) -> None:
         self.command = command
-        self.proofs = proofs  # commands that go right behind it, whose replies belong to it
-        self.replies: list[Reply] = []  # so far
+        self.parts = 0  # how many replies a shipment has; a plain request has one
         self.name = name
         self.repeat = repeat
         self.callers = callers
@@ -96,11 +97,7 @@ class Request:
 
     def pack(self) -> None:
         """Make the bytes to send; again when the command has changed."""
-        packet: bytes = hiredis.pack_command(cast(Any, tuple(self.command)))
-        for proof in self.proofs:
-            packet += hiredis.pack_command(cast(Any, tuple(proof)))
-        self.packet = packet
-        self.replies = []
+        self.packet = _packed(self.command)
 
     @property
     def may_have_changed_something(self) -> bool:
@@ -113,28 +110,27 @@ class Request:
 
         If it is refused, that does not say that the first one was: then the callers get `doubt`.
         """
-        self.command[self.mark] = mark
+        if self.command[self.mark] != ELSEWHERE:  # it stays so: one of the sendings was
+            self.command[self.mark] = mark
         self.doubt = doubt
         self.sent = False
         self.pack()
 
-    def send_source(self, source: str) -> None:
-        """Name the script by its source: the server does not have it, or not any more."""
-        self.command[:2] = ["EVAL", source]
+    def name_source(self) -> bool:
+        """Name the script by its source: the server may not have it. False if that was done."""
+        if self.source is None:
+            return False
+        self.command[:2] = ["EVAL", self.source]
         self.source = None
         self.sent = False
         self.pack()
+        return True
 
     def is_over(self) -> bool:
         """Whether nobody waits any more: all were answered, or cancelled."""
         return all(caller.done() for caller in self.callers)
 
-    def is_waiting(self, reply: Reply) -> bool:
-        """Take the reply of one of several commands; return whether more are to come."""
-        self.replies.append(reply)
-        return len(self.replies) <= len(self.proofs)
-
-    def finish(self, reply: Reply, proofs: Sequence[Reply] = ()) -> None:
+    def finish(self, reply: Reply, proofs: Sequence[Reply] | None = None) -> None:
         """Hand the reply to the callers that there still are, with those of the proofs if any."""
         is_parted = self.is_group and type(reply) is list and len(reply) == len(self.callers)
         # An error is one for all. What else has no part for each is none of this request.
@@ -146,7 +142,7 @@ class Request:
             if self.doubt is not None and _is_refusal(part):
                 caller.set_exception(copy.copy(self.doubt))
             else:
-                caller.set_result((part, proofs) if proofs else part)
+                caller.set_result(part if proofs is None else (part, proofs))
 
     def fail(self, error: Exception) -> None:
         """Raise the error in the callers that there still are, in each its own."""
@@ -155,12 +151,99 @@ class Request:
                 caller.set_exception(copy.copy(error))
 
 
+class Shipment(Request):
+    """Groups that travel together, and behind them the commands that prove what became of them.
+
+    All of it goes on one connection with nothing in between, and if that breaks, all of it goes
+    again. Each caller gets its part of its group's reply, and the replies to the proofs, None for
+    those that did not come.
+    """
+
+    __slots__ = ("groups", "over", "proofs", "replies")
+
+    def __init__(self, groups: Sequence[Request], proofs: Sequence[Sequence[Argument]]) -> None:
+        first = groups[0]
+        callers = [caller for group in groups for caller in group.callers]
+        self.groups = groups
+        self.proofs = proofs
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        born = min(group.born for group in groups)
+        super().__init__([], first.name, first.repeat, callers, born)
+        self.parts = len(groups) + len(proofs)
+        self.doubt = first.doubt
+
+    def pack(self) -> None:
+        """Make the bytes to send; replies to an earlier sending are of no use any more."""
+        groups = [group.packet for group in self.groups]
+        self.packet = b"".join([*groups, *map(_packed, self.proofs)])
+        self.replies: list[Reply] = []
+
+    def send_again(self, mark: str, doubt: Exception) -> None:
+        """Prepare the second sending of all groups."""
+        for group in self.groups:
+            group.send_again(mark, doubt)
+        self.doubt = doubt
+        self.sent = False
+        self.pack()
+
+    def name_source(self) -> bool:
+        """Name the script by its source, once: the groups behind find it there."""
+        is_new = self.groups[0].name_source()
+        self.sent = False
+        self.pack()
+        return is_new
+
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do: who waits for the connection has to know."""
+        return self.over.done()
+
+    def is_complete_with(self, reply: Reply) -> bool:
+        """Take the reply to one of the commands; return whether it was the last one."""
+        self.replies.append(reply)
+        return len(self.replies) == self.parts
+
+    def settle(self) -> list[tuple[Shipment, ReplyError]]:
+        """Hand the replies to the callers. Return the groups that were refused as a whole."""
+        proofs = self.replies[len(self.groups) :]
+        refused: list[tuple[Shipment, ReplyError]] = []
+        for group, reply in zip(self.groups, self.replies, strict=False):
+            if type(reply) is ReplyError:
+                refused.append((Shipment([group], self.proofs), reply))
+            else:
+                group.finish(reply, proofs)
+        self._end()
+        return refused
+
+    def finish(self, reply: Reply, proofs: Sequence[Reply] | None = None) -> None:
+        """Hand one reply to all groups."""
+        for group in self.groups:
+            group.finish(reply, proofs or [None] * len(self.proofs))
+        self._end()
+
+    def fail(self, error: Exception) -> None:
+        """Raise the error in the callers whose group has no answer; the others have no proof."""
+        known = len(self.replies)
+        proofs = self.replies[len(self.groups) :]
+        proofs += [None] * (len(self.proofs) - len(proofs))
+        for place, group in enumerate(self.groups):
+            if place < known and type(self.replies[place]) is not ReplyError:
+                group.finish(self.replies[place], proofs)
+            else:
+                group.fail(error)
+        self._end()
+
+    def _end(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+
 class Wire(asyncio.Protocol):
     """The protocol of one connection.
 
-    `on_reply` is called after replies, `on_room` when there is room again without one, `on_lost`
-    once, with the reason, when the connection is gone; then `waiting` are the requests that were
-    sent and have no reply, `outbox` those that surely never left.
+    `on_reply` is called after replies, `on_room` when there is room again without one, `on_refusal`
+    when a request was refused as a whole: it returns whether the request goes on by another way;
+    `on_lost` once, with the reason, when the connection is gone; then `waiting` are the requests
+    that were sent and have no reply, `outbox` those that surely never left.
     """
 
     def __init__(
@@ -170,6 +253,7 @@ class Wire(asyncio.Protocol):
         max_bytes: int,
         on_reply: Callable[[Wire], None],
         on_room: Callable[[], None],
+        on_refusal: Callable[[Wire, Request, ReplyError], bool],
         on_lost: Callable[[Wire, str], None],
     ) -> None:
         self.waiting: deque[Request] = deque()
@@ -189,6 +273,7 @@ class Wire(asyncio.Protocol):
         self._reason = "the server closed the connection"
         self._on_reply = on_reply
         self._on_room = on_room
+        self._on_refusal = on_refusal
         self._on_lost = on_lost
 
     # Sending
@@ -278,18 +363,26 @@ class Wire(asyncio.Protocol):
             raise hiredis.ProtocolError(type(error).__name__) from error
 
     def _match(self, request: Request, reply: Reply) -> None:
-        proofs: list[Reply] = []
-        if request.proofs:
-            if request.is_waiting(reply):
-                return
-            reply, *proofs = request.replies
+        if request.parts:
+            self._match_shipment(cast(Shipment, request), reply)
+            return
         self.waiting.popleft()
         self._leave(request)
-        if type(reply) is ReplyError and request.source is not None and reply.code == "NOSCRIPT":
-            request.send_source(request.source)
-            self.push(request)
+        if type(reply) is ReplyError:
+            self._refuse(request, reply)
         else:
-            request.finish(reply, proofs)
+            request.finish(reply)
+
+    def _match_shipment(self, shipment: Shipment, reply: Reply) -> None:
+        if shipment.is_complete_with(reply):
+            self.waiting.popleft()
+            self._leave(shipment)
+            for refused, error in shipment.settle():
+                self._refuse(refused, error)
+
+    def _refuse(self, request: Request, error: ReplyError) -> None:
+        if not self._on_refusal(self, request, error):
+            request.finish(error)
 
     def pause_writing(self) -> None:
         """Stop taking requests: the server does not read what was sent."""
@@ -319,6 +412,11 @@ class Wire(asyncio.Protocol):
         self._aborted = True
         if self._transport is not None:
             self._transport.abort()
+
+
+def _packed(command: Sequence[Argument]) -> bytes:
+    packet: bytes = hiredis.pack_command(cast(Any, tuple(command)))
+    return packet
 
 
 def _is_refusal(part: Reply) -> bool:

@@ -16,6 +16,7 @@ class Proxy:
     `odds` are those of any other reply to be lost in the same way.
     `push` is written before each chunk of replies.
     While `swallow` is set, replies are lost and the connection stays: the server seems silent.
+    While `mute_new` is set, new connections are accepted, and nobody reads them.
     """
 
     def __init__(self, socket_path: Path) -> None:
@@ -23,6 +24,7 @@ class Proxy:
         self.odds = 0.0
         self.dice = random.Random(0)
         self.swallow = False
+        self.mute_new = False
         self.push = b""
         self.pushed = 0
         self.lose_scripts = False  # the replies to scripts, and no others
@@ -35,8 +37,11 @@ class Proxy:
         self._socket_path = socket_path
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_unix_connection(self._socket_path)
         self.connections += 1
+        if self.mute_new:
+            await reader.read()  # until the other side gives up
+            return
+        there, back = await asyncio.open_unix_connection(self._socket_path)
         self.open_connections += 1
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import pickle
 import shutil
@@ -246,6 +247,35 @@ def server_writes(server: RedisServer) -> int:
     return int(next(line for line in lines if line.startswith("syscw:")).split()[1])
 
 
+@pytest.mark.skipif("redis-on-path" not in BINARIES, reason="for Redis 7.0")
+async def test_an_aof_whose_first_rewrite_goes_on_is_not_trusted_without_waitaof() -> None:
+    binary = shutil.which("redis-server") or ""
+    with redis_server(binary, "--appendonly", "no", "--appendfsync", "always") as server:
+        async with asyncstore.open(server.url) as store:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            with servers.Server("", server.url).client() as client:
+                if not client.info("server")["redis_version"].startswith("7.0"):
+                    pytest.skip("this server has WAITAOF")
+                client.config_set("rdb-key-save-delay", 300_000)  # the rewrite takes a while
+                client.config_set("appendonly", "yes")
+                with pytest.raises(DurabilityUnavailable, match="for the first time"):
+                    await store.events.append(
+                        ORDER, numbered(1), expected=1, durability=Durability.FSYNC
+                    )
+                client.config_set("rdb-key-save-delay", 0)
+
+            async def is_fsynced() -> bool:
+                try:
+                    await store.events.append(
+                        ORDER, numbered(1), expected=1, durability=Durability.FSYNC
+                    )
+                except DurabilityUnavailable:
+                    return False
+                return True
+
+            await eventually(is_fsynced, "the AOF is there")
+
+
 @pytest.mark.skipif("redis-8.2" not in BINARIES, reason="WAITAOF, which tells, is not in Redis 7.0")
 async def test_an_aof_that_is_being_switched_on_has_nothing_yet() -> None:
     with redis_server(BINARIES["redis-8.2"](), *ALWAYS) as server:
@@ -327,6 +357,69 @@ class TestReplicas:
                         assert len(await store.events.read(place)) == 2
                     # Others are not kept waiting.
                     await store.events.append(ORDER, numbered(1), expected=NEW)
+
+    async def test_that_hang_are_told_of_to_all_that_came_meanwhile(self, binary: str) -> None:
+        levels = [REPLICA, Durability.replicas(2)]
+        with (
+            redis_server(binary, *AT_ONCE, tcp=True) as primary,
+            replica_of(primary) as replica,
+            replica_of(primary) as other,
+        ):
+            async with asyncstore.open(primary.url, timeout=2) as store:
+
+                async def append(name: str, n: int) -> Appended:
+                    return await store.events.append(
+                        Aggregate(f"domain-{n % 7}", name, edition=("main", "what-if")[n % 2]),
+                        numbered(1),
+                        expected=NEW,
+                        durability=levels[n % 2],
+                    )
+
+                async def can_replicate_twice() -> bool:
+                    try:
+                        await append(f"probe {next(numbers)}", 1)
+                    except (DurabilityUnavailable, DurabilityNotReached):
+                        return False
+                    return True
+
+                numbers = itertools.count()
+                await eventually(can_replicate_twice, "both replicas have come")
+                async with paused(replica), paused(other):
+                    first = asyncio.ensure_future(append("first", 0))
+                    await store.events.next_sequence(ORDER)  # so that it leaves by itself
+                    held = [asyncio.ensure_future(append(f"held {n}", n)) for n in range(500)]
+                    await store.events.next_sequence(ORDER)
+                    held[-1].cancel()
+                    outcomes = await asyncio.gather(first, *held[:-1], return_exceptions=True)
+                assert {type(outcome) for outcome in outcomes} == {DurabilityNotReached}
+                assert {await append(f"later {n}", 0) for n in range(3)} == {Appended(0, 0)}
+
+    async def test_take_no_longer_than_the_timeout_to_be_found_out(
+        self, binary: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "server.sock"
+        arguments = (*AT_ONCE, "--unixsocket", str(path))
+        with redis_server(binary, *arguments, tcp=True) as primary, replica_of(primary):
+            async with asyncstore.open(primary.url) as direct:
+                await eventually(lambda: can_replicate(direct), "the replica has come")
+            async with (
+                proxy_to(path) as proxy,
+                asyncstore.open(proxy.url, timeout=1) as store,
+            ):
+                await store.events.append(ORDER, numbered(1), expected=NEW)
+                proxy.mute_new = True  # the lane of the waits is dialled, and nobody answers
+                loop = asyncio.get_running_loop()
+                began = loop.time()
+                outcomes = await asyncio.gather(
+                    *(
+                        store.events.append(ORDER, numbered(1), expected=ANY, durability=REPLICA)
+                        for _ in range(20)
+                    ),
+                    return_exceptions=True,
+                )
+                assert {type(outcome) for outcome in outcomes} == {asyncstore.StoreUnavailable}
+                assert loop.time() - began < 5  # 20 of them, one after the other, would take 20
+                assert await store.events.next_sequence(ORDER) == 1
 
     async def test_that_are_waited_for_do_not_outlive_the_store(self, binary: str) -> None:
         with (

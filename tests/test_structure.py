@@ -19,6 +19,7 @@ PACKAGE = Path(asyncstore.__file__).parent
 # From the bottom up: a module imports only from the ones before it.
 ORDER = [
     "errors",
+    "sharing",
     "names",
     "values",
     "keys",
