@@ -30,12 +30,15 @@ from asyncstore import (
     HistoryRegressed,
     InvalidType,
     InvalidValue,
+    OutcomeUnknown,
     SequenceConflict,
     Settings,
     Store,
     embedded,
+    scripts,
 )
 from asyncstore.keys import Keys
+from asyncstore.wire import ReplyError, Shipment
 from tests import servers
 from tests.builders import numbered
 from tests.polling import eventually
@@ -385,6 +388,8 @@ class TestReplicas:
                 numbers = itertools.count()
                 await eventually(can_replicate_twice, "both replicas have come")
                 async with paused(replica), paused(other):
+                    with servers.Server("", primary.url).client() as client:
+                        client.script_flush()  # to ask again would take twice the time
                     first = asyncio.ensure_future(append("first", 0))
                     await store.events.next_sequence(ORDER)  # so that it leaves by itself
                     held = [asyncio.ensure_future(append(f"held {n}", n)) for n in range(500)]
@@ -419,6 +424,7 @@ class TestReplicas:
                 )
                 assert {type(outcome) for outcome in outcomes} == {asyncstore.StoreUnavailable}
                 assert loop.time() - began < 5  # 20 of them, one after the other, would take 20
+                assert proxy.connections == 2  # the store's, and one lane for all of them
                 assert await store.events.next_sequence(ORDER) == 1
 
     async def test_that_are_waited_for_do_not_outlive_the_store(self, binary: str) -> None:
@@ -519,3 +525,20 @@ async def test_the_embedded_server_still_answers_waitaof_without_an_fsync(tmp_pa
                 local, _ = client.execute_command("WAITAOF", 1, 0, 50)
                 acknowledged += local
     assert acknowledged > 25
+
+
+async def test_an_answer_whose_proof_is_lost_is_not_lost_with_it() -> None:
+    loop = asyncio.get_running_loop()
+    callers = [loop.create_future() for _ in range(3)]
+    groups = [
+        scripts.APPEND.request([], [""], [caller], loop.time(), is_group=True) for caller in callers
+    ]
+    shipment = Shipment(groups, [["WAIT", 1, 100]])
+    assert not shipment.is_complete_with([[b"ok", 7]])
+    assert not shipment.is_complete_with(ReplyError("NOSCRIPT"))
+    shipment.fail(OutcomeUnknown("here", "no answer"))
+    assert await callers[0] == ([b"ok", 7], [None])
+    for caller in callers[1:]:
+        with pytest.raises(OutcomeUnknown):
+            await caller
+    assert shipment.is_over()
