@@ -293,7 +293,8 @@ async def _export(path: Path, domains: list[str] | None, skip: bool, options: Op
 
     def note(error: CorruptEvent) -> None:
         corrupt.append(error)
-        _say.print(f"left out: {error}", style="red", markup=False)
+        where = f"{error.key}, sequence {error.sequence}"
+        _say.print(f"left out: {where}: {error.why}", style="red", markup=False)
 
     settings = _settings_of_a_store(options)
     count = 0

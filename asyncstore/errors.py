@@ -171,10 +171,11 @@ class ProtectedEdition(AsyncStoreError, ValueError):
 
 @dataclass(eq=False)
 class CorruptEvent(AsyncStoreError):
-    """What stands at `sequence` of the sorted set `key` is not an event of this store.
+    """What stands at `sequence` of the sorted set `key` is not just one event of this store.
 
     The other events stay readable: `read(aggregate, stop=error.sequence)` gives the ones before,
-    `read(aggregate, start=error.sequence + 1)` the ones after.
+    `read(aggregate, start=error.sequence + 1)` the ones after, or what is wrong next. Of two
+    members that stand at one place, `limit=1` with `start=error.sequence` gives the first.
     """
 
     key: str
@@ -182,7 +183,11 @@ class CorruptEvent(AsyncStoreError):
     why: str
 
     def __str__(self) -> str:
-        return f"{self.key}, sequence {self.sequence}: {self.why}"
+        return (
+            f"{self.key}, sequence {self.sequence}: {self.why}. Events before it are read with "
+            f"stop={self.sequence}, those after it with start={self.sequence + 1}; "
+            f"`asyncstore verify` tells of all that is wrong"
+        )
 
 
 @dataclass(eq=False)
@@ -240,9 +245,9 @@ class DurabilityUnavailable(AsyncStoreError):
 class DurabilityNotReached(AsyncStoreError):
     """The events ARE stored, but less safely than was asked for when the time was over.
 
-    `first_sequence` and `last_sequence` are theirs. `fsynced` and `on_replicas` say what was
-    reached: an fsync on the server, and how many replicas have them. Don't append them again; wait,
-    or look after the server.
+    `first_sequence` and `last_sequence` are theirs. `fsynced` says whether the server has fsynced
+    them, `on_replicas` how many replicas have them: fsynced, where that was asked for, too. Don't
+    append them again: `events.confirm` returns when the level is reached.
     """
 
     aggregate: Aggregate
@@ -253,12 +258,20 @@ class DurabilityNotReached(AsyncStoreError):
     on_replicas: int
 
     def __str__(self) -> str:
-        reached = "fsynced" if self.fsynced else "not known to be fsynced"
         return (
             f"{self.aggregate}: events {self.first_sequence} to {self.last_sequence} are stored, "
-            f"but durability {self.wanted} was not reached: they are {reached}, and "
-            f"{self.on_replicas} replicas have acknowledged them. Don't append them again"
+            f"but durability {self.wanted} was not reached: {self._reached()}. Don't append them "
+            f"again; events.confirm returns when it is reached"
         )
+
+    def _reached(self) -> str:
+        fsynced = "they are fsynced" if self.fsynced else "they are not known to be fsynced"
+        if not self.wanted.on_replicas:
+            return fsynced
+        replicas = f"{self.on_replicas} of {self.wanted.on_replicas} replicas have"
+        if not self.wanted.fsynced:
+            return f"{replicas} acknowledged them"
+        return f"{fsynced} on the server, and {replicas} acknowledged to have fsynced them"
 
 
 @dataclass(eq=False)

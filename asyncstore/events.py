@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from asyncstore.keys import Keys
     from asyncstore.lanes import Lanes
     from asyncstore.transport import Transport
-    from asyncstore.wire import Argument
+    from asyncstore.wire import Argument, Reply
 
 _PAGE_NAMES: Final = 1000
 _DELETE_ROUNDS: Final = 100  # handlers and correlation ids are met for the first time only so often
@@ -111,7 +111,8 @@ class Events:
 
         `durability` says what must be true before this returns; None takes what the settings say.
         A server that can't give it is `DurabilityUnavailable`, with nothing written. When it was
-        not reached in time, the events are stored all the same: `DurabilityNotReached`.
+        not reached in time, the events are stored all the same: `DurabilityNotReached`, and
+        `confirm` finds out later.
 
         Raises `EventTooLarge` for what the settings forbid, `InvalidType` and `InvalidValue` for
         what can't be stored, before anything is sent; `StoreUnavailable` and `StoreFull` when
@@ -137,11 +138,7 @@ class Events:
             reply = await self._appender.send(aggregate, where, about, encoded, size)
             reached = None
         else:
-            born = self._transport.loop().time()
-            lanes = self._lanes
-            appender = lanes.ready(wanted) or await lanes.made_ready(wanted, born)
-            answer = await appender.send(aggregate, where, about, encoded, size, born)
-            reply, reached = self._lanes.reached(wanted, answer)
+            reply, reached = await self._prove(wanted, aggregate, where, about, encoded, size)
         parts = self._transport.checked(reply, "append")
         if not forms.is_appended(parts):
             raise self._transport.misfit("append")
@@ -153,6 +150,30 @@ class Events:
         else:
             raise await self._refusal(aggregate, expected, parts, missed=missed)
         return done if reached is None else _proven(aggregate, done, wanted, reached)
+
+    async def confirm(self, aggregate: Aggregate, *, durability: Durability | None = None) -> int:
+        """Return the next sequence of an aggregate once all events before it are that durable.
+
+        For events that are stored, but whose append was not answered with the level that it asked
+        for: after `DurabilityNotReached` or `OutcomeUnknown`, or where somebody else has appended
+        them. `durability` and the errors are those of `append`. No event is written, but the
+        store's commit number, so that what the server says of it holds for all that was before.
+        """
+        check_aggregate(aggregate)
+        wanted = self._lanes.default if durability is None else check_durability(durability)
+        if wanted is Durability.MEMORY:
+            return await self.next_sequence(aggregate)
+        about: list[Argument] = [aggregate.root, "", 0, *_options(NO_TRACE, durable=True)]
+        where = self._append_keys(aggregate, NO_TRACE)
+        reply, reached = await self._prove(wanted, aggregate, where, about, [], 0)
+        parts = self._transport.checked(reply, "append")
+        if not forms.is_appended(parts) or reached is None:
+            raise self._transport.misfit("append")
+        tag, end = parts[:2]
+        if tag != b"ok":
+            raise await self._refusal(aggregate, ANY, parts, missed=False)
+        _proven(aggregate, Appended(0, end - 1), wanted, reached)
+        return int(end)
 
     async def read(
         self,
@@ -400,6 +421,24 @@ class Events:
 
     # Writing
 
+    async def _prove(
+        self,
+        wanted: Durability,
+        aggregate: Aggregate,
+        where: list[str],
+        about: list[Argument],
+        encoded: list[bytes],
+        size: int,
+    ) -> tuple[Reply, Reached | None]:
+        """Send an append that has to be durable; return the script's answer, and what was reached.
+
+        Nothing was reached where the answer is an error.
+        """
+        born = self._transport.loop().time()
+        appender = self._lanes.ready(wanted) or await self._lanes.made_ready(wanted, born)
+        answer = await appender.send(aggregate, where, about, encoded, size, born)
+        return self._lanes.reached(wanted, answer)
+
     async def _refusal(
         self, aggregate: Aggregate, expected: Expected, parts: list[Any], *, missed: bool
     ) -> AsyncStoreError:
@@ -515,7 +554,7 @@ def _proven(aggregate: Aggregate, done: Appended, wanted: Durability, reached: R
     raise DurabilityNotReached(aggregate, first, last, wanted, reached.fsynced, reached.on_replicas)
 
 
-def _options(trace: Trace, *, missed: bool, durable: bool) -> list[Argument]:
+def _options(trace: Trace, *, missed: bool = False, durable: bool = False) -> list[Argument]:
     """Return the options of append.lua, and a text for each of its claims."""
     letters = "m" if missed else ""
     if durable:

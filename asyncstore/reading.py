@@ -255,31 +255,37 @@ class Reader:
                     events.append(event)
                 continue
             if due is not None and event.sequence != due:
-                return events, await self._misplaced(places, member, due)
+                return events, await self._misplaced(
+                    places, member, due, reverse=wanted.reverse
+                )
             due = event.sequence + (-1 if wanted.reverse else 1)
             events.append(event)
         return events, None
 
-    async def _corrupt(self, places: Places, start: int, member: bytes, why: str) -> CorruptEvent:
-        for key in places.all():
-            score = await self._score(key, member)
-            if score is not None:
-                return CorruptEvent(key, score, why)
-        return CorruptEvent(places.key_at(start), start, why)  # it is gone meanwhile
+    async def _corrupt(self, places: Places, met_at: int, member: bytes, why: str) -> CorruptEvent:
+        key, place = await self._find(places, member)
+        if place is None:  # it is gone meanwhile
+            return CorruptEvent(places.key_at(met_at), met_at, why)
+        return CorruptEvent(key, place, why)
 
-    async def _misplaced(self, places: Places, member: bytes, due: int) -> CorruptEvent:
-        key = places.key_at(due)
-        if await self._score(key, member) == due:
+    async def _misplaced(
+        self, places: Places, member: bytes, due: int, *, reverse: bool
+    ) -> CorruptEvent:
+        key, place = await self._find(places, member)
+        if place == due:
             return CorruptEvent(key, due, "its header names another sequence")
+        if place is not None and (place > due if reverse else place < due):
+            return CorruptEvent(key, place, "two members stand there")
         return _missing(places, due)
 
-    async def _score(self, key: str, member: bytes) -> int | None:
-        """Return where a member stands; None if it is not there."""
-        score = await self._transport.command(forms.is_score, "ZSCORE", key, member)
-        if score is None:
-            return None
-        place = float(score)  # text in RESP2, a float in RESP3
-        return int(place) if place.is_integer() and place >= 0 else None
+    async def _find(self, places: Places, member: bytes) -> tuple[str, int | None]:
+        """Return where a member stands: the key and the sequence at or right before it."""
+        for key in places.all():
+            score = await self._transport.command(forms.is_score, "ZSCORE", key, member)
+            if score is not None:
+                # Text in RESP2, a float in RESP3. What is not a sequence still has a place.
+                return key, int(min(max(float(score), 0), MAX_SEQUENCE))
+        return places.events, None
 
 
 def _settle(wanted: Range, stored: bytes) -> tuple[Range, int]:

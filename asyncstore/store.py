@@ -51,7 +51,8 @@ def open(where: str | Settings | None = None, **options: Unpack[Options]) -> Sto
     in `.asyncstore` in the current directory.
 
     Reads the environment and that file; no other I/O happens before `async with`. Raises
-    `ConfigurationError`, and entering may raise `StoreUnavailable` and `UnsafeServer`.
+    `ConfigurationError`, and entering may raise `StoreUnavailable`, `UnsafeServer` and, if the
+    server can't give the level that the setting `durability` names, `DurabilityUnavailable`.
 
         async with asyncstore.open() as store:
             await store.events.append(order, [event], expected=NEW)

@@ -43,7 +43,7 @@ from asyncstore.errors import (
     OutcomeUnknown,
     SequenceConflict,
 )
-from asyncstore.names import MAIN, check_sequence
+from asyncstore.names import MAIN, MAX_SEQUENCE, check_sequence
 from asyncstore.values import ANY, Aggregate, Event, Source, Trace, check_trace
 
 if TYPE_CHECKING:
@@ -294,7 +294,9 @@ class Import:
         why = await self._diverge(aggregate, line.diverges_at)
         if why:
             self._block(aggregate, BadLine(line.number, why))
-        return not why
+            return False
+        await self._confirm(aggregate)
+        return True
 
     async def _diverge(self, aggregate: Aggregate, at: int, tries: int = _TRIES) -> str:
         """Return why an edition can't diverge there; empty if it has."""
@@ -323,6 +325,9 @@ class Import:
             if progress.known is None and _is_in_doubt(aggregate, progress, lines[0]):
                 await self._look_up(aggregate)
             plan = _plan(progress, lines, refused)
+            if plan.present:
+                # Who has stored them may have asked for less than we have to, or not heard of more.
+                await self._confirm(aggregate)
             stored = await self._append_all(aggregate, plan.new, refused)
             self.report.present += plan.present
             self.report.stored += stored
@@ -334,6 +339,15 @@ class Import:
             lines = lines[plan.present + stored :]
             tries = 0 if stored else tries + 1
         raise SequenceConflict(aggregate, ANY, progress.next_sequence)
+
+    async def _confirm(self, aggregate: Aggregate, tries: int = _TRIES) -> None:
+        """See that what is there is as durable as an append of ours would be."""
+        try:
+            await self._store.events.confirm(aggregate)
+        except OutcomeUnknown:
+            if tries == 1:
+                raise
+            await self._confirm(aggregate, tries - 1)
 
     async def _append_all(
         self, aggregate: Aggregate, lines: list[_EventLine], refused: dict[int, str]
@@ -719,6 +733,8 @@ class _History:
                 if self.on_corrupt is None:
                     raise
                 self.on_corrupt(error)
+                if error.sequence == MAX_SEQUENCE:  # nothing can be after it
+                    return
                 after = max(start, error.sequence + 1)
                 self.left_out += range(start, after)
                 start = after

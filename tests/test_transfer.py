@@ -18,14 +18,30 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 
 import asyncstore
-from asyncstore import ANY, NEW, Aggregate, Event, Source, Store, embedded, transfer
+from asyncstore import (
+    ANY,
+    NEW,
+    Aggregate,
+    Appended,
+    Durability,
+    DurabilityNotReached,
+    DurabilityUnavailable,
+    Event,
+    Source,
+    Store,
+    embedded,
+    transfer,
+)
+from asyncstore.events import Events
 from asyncstore.keys import Keys
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.proxy import proxy_to
-from tests.servers import Server, redis_server, rewrite_member, without_end
+from tests.servers import RedisServer, Server, redis_server, rewrite_member, without_end
+from tests.test_durability import can_replicate, events_of, paused, replica_of
 
 SOURCE = {"domain": "payments", "root": "p1", "edition": "main", "sequence": 7}
 
@@ -636,6 +652,67 @@ class TestExportOfEditionsAndTraces:
         assert b"3 lines exported" in out.stderr
         assert run("import", "-", "--url", other, given=out.stdout).returncode == 0
         assert run("export", "--url", other).stdout == out.stdout
+
+
+ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
+BRANCHED = [line(data=0), line(data=1), branch_line(1)]
+
+
+class TestDurability:
+    """What is there already has to be as durable as what is new."""
+
+    @pytest.fixture
+    def server_of_one(self) -> Iterator[RedisServer]:
+        with redis_server(str(embedded.find_binary()), *ALWAYS) as server:
+            yield server
+
+    @pytest.mark.parametrize("again", [BRANCHED, BRANCHED[2:]], ids=["events", "a branch"])
+    async def test_by_an_fsync(self, server_of_one: RedisServer, again: list[Any]) -> None:
+        async with asyncstore.open(server_of_one.url) as store:
+            await load(store, BRANCHED)
+        async with asyncstore.open(server_of_one.url, durability="fsync") as store:
+            assert (await load(store, again)).present == len(again)
+            with redis.Redis.from_url(server_of_one.url) as client:
+                client.config_set("appendfsync", "everysec")
+                with pytest.raises((DurabilityNotReached, DurabilityUnavailable)):
+                    await load(store, again)
+                client.config_set("appendfsync", "always")
+            await eventually(lambda: is_loaded(store, again), "it is seen that it syncs again")
+
+    async def test_on_a_replica(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        binary, at_once = str(embedded.find_binary()), ("--repl-diskless-sync-delay", "0")
+        with redis_server(binary, *at_once, tcp=True) as primary, replica_of(primary) as replica:
+            options: Any = {"durability": "replicas(1)", "timeout": 1}
+            async with asyncstore.open(primary.url) as store:
+                await eventually(lambda: can_replicate(store), "the replica has come")
+            async with asyncstore.open(primary.url, **options) as store:
+                async with paused(replica):
+                    with monkeypatch.context() as patch:
+                        patch.setattr(Events, "append", stored_and_not_known)
+                        with pytest.raises(DurabilityNotReached) as caught:
+                            await load(store, [line(data=0), line(data=1)])
+                    assert (caught.value.first_sequence, caught.value.last_sequence) == (0, 1)
+                await eventually(lambda: can_replicate(store), "the replica goes on")
+                assert (await load(store, [line(data=0), line(data=1)])).present == 2
+                assert events_of(replica, ONE) == 2
+
+
+async def is_loaded(store: Store, again: list[Any]) -> bool:
+    try:
+        return (await load(store, again)).present == len(again)
+    except DurabilityUnavailable:  # what was seen a moment ago
+        return False
+
+
+async def stored_and_not_known(self: Events, *arguments: Any, **options: Any) -> Appended:
+    """Append for the level of memory, and lose the answer."""
+    options["durability"] = Durability.MEMORY
+    append: Any = EVENTS_APPEND
+    await append(self, *arguments, **options)
+    raise asyncstore.OutcomeUnknown("a server", "the connection broke")
+
+
+EVENTS_APPEND = Events.append
 
 
 class TestExport:

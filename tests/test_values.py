@@ -54,6 +54,33 @@ def test_errors_can_be_pickled_and_say_something(error: AsyncStoreError) -> None
     assert str(copy) == str(error) != ""
 
 
+@pytest.mark.parametrize(
+    ("wanted", "fsynced", "on_replicas", "said"),
+    [
+        (Durability.FSYNC, False, 0, "reached: they are not known to be fsynced. Don't"),
+        (Durability.replicas(2), False, 1, "reached: 1 of 2 replicas have acknowledged them. Don't"),
+        (
+            Durability.fsync_and_replicas(1),
+            True,
+            0,
+            "they are fsynced on the server, and 0 of 1 replicas have acknowledged to have fsynced",
+        ),
+        (
+            Durability.fsync_and_replicas(2),
+            False,
+            2,
+            "not known to be fsynced on the server, and 2 of 2 replicas have",
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Durability) else "",
+)
+def test_what_was_reached_is_said_as_the_level_has_it(
+    wanted: Durability, fsynced: bool, on_replicas: int, said: str
+) -> None:
+    error = asyncstore.DurabilityNotReached(ORDER, 1, 2, wanted, fsynced, on_replicas)
+    assert said in str(error)
+
+
 def test_every_error_is_covered_here() -> None:
     exported = {getattr(asyncstore, name) for name in asyncstore.__all__}
     errors = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, Exception)}

@@ -9,15 +9,17 @@
 --       domain, edition, how many aggregates,
 --       then for each aggregate: root,
 --         expected: the sequence that the first event must get, or '' for any,
---         how many events,
+--         how many events; with none only a commit number is written, so that a WAIT covers what was
+--         there before,
 --         options, a letter each: 'k', 's', 'c' for claims of a key, a source, a correlation id;
 --           'm' to have the missed events with a conflict, as far as the call has room for them;
 --           'd' to have something written also when the events were there before, so that a WAIT
 --           covers them; then a text for each claim, in this order,
 --         and two for each event: its time in microseconds ('' for the server's time), and what
 --         follows the time in its member (see codec.py)
--- Reply: for each aggregate {'ok', first sequence}, {'duplicate', first sequence, how many} when its
---        idempotency key was used before, {'conflict', next sequence},
+-- Reply: for each aggregate {'ok', first sequence}, which is the next one where there are no events,
+--        {'duplicate', first sequence, how many} when its idempotency key was used before,
+--        {'conflict', next sequence},
 --        {'conflict', next sequence, then what read.lua replies from the one before expected on} with 'm', {'regressed', next
 --        sequence} when that is less than expected, and the first arrival was elsewhere,
 --        {'error', first word of the server's error}, or {'error', 'TOOLONG'} when a second
@@ -141,6 +143,10 @@ local function append(events, root, expected, first, last, options, branch, trac
   if branch then
     diverges_at = divergence_of(branch.divergence)
     next_sequence = diverges_at and diverges_at + count or redis.call('ZCARD', branch.main)
+  end
+  if first > last then
+    next_commit()
+    return { 'ok', next_sequence }
   end
   if mark ~= '' or (trace and trace.key) then
     local from, to = expected or diverges_at or 0, expected or next_sequence - 1
