@@ -255,9 +255,7 @@ class Reader:
                     events.append(event)
                 continue
             if due is not None and event.sequence != due:
-                return events, await self._misplaced(
-                    places, member, due, reverse=wanted.reverse
-                )
+                return events, await self._misplaced(places, member, due, reverse=wanted.reverse)
             due = event.sequence + (-1 if wanted.reverse else 1)
             events.append(event)
         return events, None

@@ -491,6 +491,49 @@ class TestCorruption:
                 await store.events.read(order, reverse=reverse)
             assert caught.value.sequence == 3
 
+    @pytest.mark.parametrize("place", [0, 1, 5])
+    async def test_two_at_one_place(
+        self, server: Server, prefix: str, store: Store, order: Aggregate, place: int
+    ) -> None:
+        await store.events.append(order, numbered(6), expected=NEW)
+        what_if = order.on("what-if")
+        await store.events.branch(what_if, at=place + 1)
+        key = Keys(prefix).events(order)
+        with server.client() as client:
+            client.zadd(key, {f'[{place},1,"{"0" * 32}","A"]\n{{}}': place})
+        for read in (
+            store.events.read(order),
+            store.events.read(order, reverse=True),
+            store.events.read(what_if),
+            store.load(order),
+        ):
+            with pytest.raises(CorruptEvent, match="two members stand there") as caught:
+                await read
+            assert (caught.value.key, caught.value.sequence) == (key, place)
+            assert f"stop={place}, those after it with start={place + 1}" in str(caught.value)
+        assert sequences(await store.events.read(order, stop=place)) == list(range(place))
+        assert sequences(await store.events.read(order, start=place + 1)) == [*range(place + 1, 6)]
+        assert sequences(await store.events.read(order, start=place, limit=1)) == [place]
+
+    @pytest.mark.parametrize(("score", "sequence"), [("2.5", 2), ("+inf", 2**53 - 1)])
+    async def test_garbage_at_no_sequence(
+        self,
+        server: Server,
+        prefix: str,
+        store: Store,
+        order: Aggregate,
+        score: str,
+        sequence: int,
+    ) -> None:
+        await store.events.append(order, numbered(6), expected=NEW)
+        with server.client() as client:
+            client.zadd(Keys(prefix).events(order), {"garbage": score})
+        with pytest.raises(CorruptEvent) as caught:
+            await store.events.read(order)
+        assert caught.value.sequence == sequence
+        before = await store.events.read(order, stop=sequence)
+        assert sequences(before) == list(range(min(sequence, 6)))
+
     async def test_an_event_at_anothers_place(
         self, server: Server, prefix: str, store: Store, order: Aggregate
     ) -> None:

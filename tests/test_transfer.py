@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -774,6 +774,20 @@ class TestExport:
             assert (await load(copy, exported)).stored == 3
         assert [fields["sequence"] for fields in lines[:2]] == [0, 1]
         assert [error.sequence for error in errors] == [2, 4]
+
+    async def test_members_where_none_should_be_are_left_out(
+        self, server: Server, prefix: str, store: Store
+    ) -> None:
+        await store.events.append(ONE, numbered(5), expected=NEW)
+        with server.client() as client:
+            twin = '[1,1,"%s","Twin"]\n{"n":1}' % ("f" * 32)  # behind the other
+            client.zadd(Keys(prefix).events(ONE), {twin: 1, "garbage": "+inf"})
+        errors: list[asyncstore.CorruptEvent] = []
+        lines = await listed(transfer.export_lines(store, on_corrupt=errors.append))
+        assert [error.sequence for error in errors] == [1, 2**53 - 1]
+        exported = [json.loads(text) for text in lines]
+        assert [fields["sequence"] for fields in exported] == list(range(5))
+        assert [fields["data"]["n"] for fields in exported] == list(range(5))
 
 
 class TestCommandLine:

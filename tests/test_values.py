@@ -58,7 +58,12 @@ def test_errors_can_be_pickled_and_say_something(error: AsyncStoreError) -> None
     ("wanted", "fsynced", "on_replicas", "said"),
     [
         (Durability.FSYNC, False, 0, "reached: they are not known to be fsynced. Don't"),
-        (Durability.replicas(2), False, 1, "reached: 1 of 2 replicas have acknowledged them. Don't"),
+        (
+            Durability.replicas(2),
+            False,
+            1,
+            "reached: 1 of 2 replicas have acknowledged them. Don't",
+        ),
         (
             Durability.fsync_and_replicas(1),
             True,
