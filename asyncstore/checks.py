@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Level = Literal["good", "warning", "bad"]
 
 OLDEST_SERVER: Final = (7, 0)
+_FIRST_WITH_WAITAOF: Final = (7, 2)
+_FIRST_HONEST_WAITAOF: Final = (8, 0)
 
 _WORST_LAST: Final[tuple[Level, ...]] = ("good", "warning", "bad")
 _CONFIG: Final = (
@@ -119,7 +121,7 @@ class _Hidden(Exception):
 
 async def ask_info(transport: Transport) -> Said:
     """Return what INFO says."""
-    return await _said(transport, _parse_info, forms.is_text, "INFO")
+    return await _said(transport, forms.fields_of, forms.is_text, "INFO")
 
 
 async def ask_config(transport: Transport, *names: str) -> Said:
@@ -262,7 +264,7 @@ def _cluster(seen: _Seen) -> _Verdict:
 
 def _aof(seen: _Seen) -> _Verdict:
     if seen.has_aof:
-        return _Verdict("good", "on", "events are written to disk as they come")
+        return _aof_that_is_on(seen.info)
     if seen.settings.is_throw_away():
         why = "the events go with the last user, as embedded:// says"
         return _Verdict("warning", "off", why, "open embedded:///a/directory to keep them")
@@ -271,6 +273,22 @@ def _aof(seen: _Seen) -> _Verdict:
     else:
         why = "a restart or a crash loses every event since the last RDB save"
     return _Verdict("bad", "off", why, "appendonly yes")
+
+
+def _aof_that_is_on(info: Said) -> _Verdict:
+    rewriting = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
+    if all(info.fields.get(name) != "1" for name in rewriting) or _has_waitaof(info):
+        return _Verdict("good", "on", "events are written to disk as they come")
+    why = (
+        "if the AOF was switched on just now, no event is kept before this rewrite is over, and "
+        "FSYNC can't tell on a server without WAITAOF"
+    )
+    remedy = "wait for aof_rewrite_in_progress:0 in INFO; appendonly yes in the configuration file"
+    return _Verdict("warning", "on; the file is being rewritten", why, remedy)
+
+
+def _has_waitaof(info: Said) -> bool:
+    return _version(info["redis_version"]) >= _FIRST_WITH_WAITAOF  # every Valkey says 7.2.4
 
 
 def _fsync(seen: _Seen) -> _Verdict | None:
@@ -366,14 +384,14 @@ def _headroom(found: str, share: float) -> _Verdict:
 
 
 def _replicas(seen: _Seen) -> _Verdict:
-    replicas = _parse_replicas(seen.info)
+    replicas = forms.replicas_of(seen.info.fields)
     if seen.info.number("connected_slaves") == 0:
         why = "events are on this server's disk alone: replicas(n) can't be given"
         return _Verdict("good", "none", why)
     head = seen.info.number("master_repl_offset")
-    behind = max((head - replica.offset for replica in replicas if replica.online), default=0)
-    silent = max((replica.lag for replica in replicas if replica.online), default=0)
-    online = sum(replica.online for replica in replicas)
+    behind = max((head - replica.offset for replica in replicas if replica.is_online), default=0)
+    silent = max((replica.lag for replica in replicas if replica.is_online), default=0)
+    online = sum(replica.is_online for replica in replicas)
     found = f"{online} of {len(replicas)} online, {_size(behind)} and {silent} s behind at most"
     if online == len(replicas) and behind < _LAG_BYTES and silent <= _LAG_SECONDS:
         return _Verdict("good", found, "a failover loses little; with replicas(n), nothing")
@@ -400,10 +418,9 @@ def _waitaof(seen: _Seen) -> _Verdict | None:
         return None
     if seen.config["appendfsync"] == "always":
         return _Verdict("good", "not relied on", "with appendfsync always the answer says it")
-    version = _version(seen.info["redis_version"])  # every Valkey says 7.2.4
-    if version >= (8, 0):
+    if _version(seen.info["redis_version"]) >= _FIRST_HONEST_WAITAOF:
         return _Verdict("good", "truthful", "it answers after the fsync")
-    if version < (7, 2):
+    if not _has_waitaof(seen.info):
         found, why = "not there", "there is no way to wait for an fsync"
     else:
         found, why = "answers too early", "it says fsynced before it is, if not with `always`"
@@ -600,37 +617,11 @@ async def _said(
         return Said(command[0], {}, error)
 
 
-def _parse_info(reply: bytes) -> dict[str, str]:
-    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
-    return {name: value for name, colon, value in pairs if colon}
-
-
 def _parse_config(reply: dict[bytes, bytes] | list[bytes]) -> dict[str, str]:
     return {
         name.decode(errors="replace"): value.decode(errors="replace")
         for name, value in forms.pairs_of(reply)
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Replica:
-    online: bool
-    offset: int
-    lag: int  # seconds since it was last heard
-
-
-def _parse_replicas(info: Said) -> list[_Replica]:
-    """Return the replicas of lines such as `slave0:ip=…,port=…,state=online,offset=42,lag=1`."""
-    lines = [text for name, text in info.fields.items() if re.fullmatch(r"slave\d+", name)]
-    return [_parse_replica(Said("INFO", _pairs(line))) for line in lines]
-
-
-def _parse_replica(line: Said) -> _Replica:
-    return _Replica(line["state"] == "online", line.number("offset"), line.number("lag"))
-
-
-def _pairs(line: str) -> dict[str, str]:
-    return {name: value for name, _, value in (part.partition("=") for part in line.split(","))}
 
 
 def _version(text: str) -> tuple[int, ...]:

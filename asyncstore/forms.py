@@ -1,11 +1,13 @@
 """The forms that replies can have. A reply of another form is not believed, whoever sent it.
 
-And what makes the forms of RESP2 and RESP3 alike.
+What makes the forms of RESP2 and RESP3 alike, and what INFO says in its lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Form = Callable[[Any], bool]
@@ -137,6 +139,39 @@ def is_settings(reply: Any) -> bool:
     if type(reply) is dict:
         return is_texts([*reply, *reply.values()])
     return is_texts(reply) and len(reply) % 2 == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A replica, as its primary sees it. `lag` are the seconds since it was last heard."""
+
+    is_online: bool
+    offset: int
+    lag: int
+
+
+def fields_of(info: bytes) -> dict[str, str]:
+    """Return the fields of INFO's answer."""
+    pairs = (line.partition(":") for line in info.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in pairs if colon}
+
+
+def replicas_of(fields: Mapping[str, str]) -> list[Replica]:
+    """Return the replicas in the fields of INFO.
+
+    Such as `slave0`, which is `ip=…,port=…,state=online,offset=42,lag=1`.
+    """
+    return [_replica(text) for name, text in fields.items() if re.fullmatch(r"slave\d+", name)]
+
+
+def _replica(text: str) -> Replica:
+    said = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    return Replica(said.get("state") == "online", _number(said, "offset"), _number(said, "lag"))
+
+
+def _number(said: Mapping[str, str], name: str) -> int:
+    """Return a number; 0 where there is none, as of a replica that was not heard of yet."""
+    return int(said[name]) if said.get(name, "").isdigit() else 0
 
 
 def is_time(reply: Any) -> bool:

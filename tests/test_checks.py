@@ -243,6 +243,21 @@ class TestOnDisk:
         assert findings["RDB"].level == "bad"
         assert "BGSAVE" in findings["RDB"].remedy
 
+    @pytest.mark.parametrize("binary", binaries())
+    async def test_an_aof_that_may_be_just_being_switched_on(self, binary: str) -> None:
+        slow = ("--rdb-key-save-delay", "10000000")  # microseconds, for each key
+        with redis_server(binary, *slow, "--appendfsync", "always") as server:
+            with client_of(server) as client:
+                client.set("a key", "to save")
+                client.config_set("appendonly", "yes")
+                version = client.info("server")["redis_version"]
+            finding = (await examined(server))["AOF"]
+        if version.startswith("7.0"):
+            assert (finding.level, finding.found) == ("warning", "on; the file is being rewritten")
+            assert "FSYNC can't tell" in finding.meaning
+        else:
+            assert (finding.level, finding.found) == ("good", "on")  # FSYNC asks WAITAOF
+
     async def test_a_rewrite_that_failed(self) -> None:
         with redis_server(VALKEY, *DURABLE) as server, client_of(server) as client:
             (server.directory / "appendonlydir" / "appendonly.aof.2.base.rdb").mkdir()
