@@ -46,6 +46,7 @@ _CONFIG: Final = (
     "maxmemory-policy",
     "min-replicas-to-write",
 )
+_NO_EVICTION: Final = "noeviction"
 _PINGS: Final = 20
 _CLOCK_SECONDS: Final = 2.0  # two clocks that differ by more are worth a word
 _LAG_SECONDS: Final = 10
@@ -272,7 +273,14 @@ def _aof(seen: _Seen) -> _Verdict:
         why = "nothing is kept on disk: a restart or a crash loses every event"
     else:
         why = "a restart or a crash loses every event since the last RDB save"
-    return _Verdict("bad", "off", why, "appendonly yes")
+    return _Verdict("bad", "off", why, _SWITCH_AOF_ON)
+
+
+# A server that is started with an AOF for the first time does not read its RDB.
+_SWITCH_AOF_ON: Final = (
+    "CONFIG SET appendonly yes; when INFO says aof_rewrite_in_progress:0, CONFIG REWRITE. Not by a "
+    "restart: it would begin with an empty AOF, and none of the RDB's events"
+)
 
 
 def _aof_that_is_on(info: Said) -> _Verdict:
@@ -299,8 +307,8 @@ def _fsync(seen: _Seen) -> _Verdict | None:
         return _Verdict("good", policy, "an answered append survives a power cut")
     if policy == "everysec":
         why = (
-            "a power cut loses about the last second, more on a slow disk; a server that is killed "
-            "loses nothing, but on a slow disk; FSYNC can't be given"
+            "a power cut loses about the last second, and more on a slow disk, where a server that "
+            "is killed loses some, too; FSYNC can't be given"
         )
         return _Verdict("warning", policy, why, "appendfsync always")
     why = "a power cut loses what the kernel has not written yet, often 30 seconds of events"
@@ -344,12 +352,12 @@ def _rdb(seen: _Seen) -> _Verdict | None:
     if seen.has_aof:
         return _Verdict("good", "no save points", "the AOF holds every event")
     why = "there is no file to restore from after a restart"
-    return _Verdict("bad", "no save points", why, "appendonly yes")
+    return _Verdict("bad", "no save points", why, "save 900 1")
 
 
 def _eviction(seen: _Seen) -> _Verdict:
     policy = seen.info.fields.get("maxmemory_policy") or seen.config["maxmemory-policy"]
-    if policy == "noeviction":
+    if policy == _NO_EVICTION:
         return _Verdict("good", policy, "no event is deleted to free memory")
     why = (
         "when memory is full whole histories are deleted in silence, and their sequences are given "
@@ -366,27 +374,33 @@ def _memory(seen: _Seen) -> _Verdict:
             "when the machine's memory is used up the kernel kills the server, where a limit would "
             "refuse appends and go on answering reads"
         )
-        remedy = "maxmemory, at about half of the machine's memory if it saves or rewrites there"
+        half = _setting(seen.info.number("total_system_memory") / 2)
+        remedy = f"maxmemory {half}: half of what the machine has, for saves and rewrites need more"
         return _Verdict("warning", f"{_size(used)} used, no limit", why, remedy)
     found = f"{_size(used)} of {_size(most)} used"
     if most > seen.info.number("total_system_memory"):
         why = "the limit is above what the machine has: the kernel may kill the server first"
-        return _Verdict("warning", found, why, "a smaller maxmemory, or a larger machine")
-    return _headroom(found, used / most)
+        half = _setting(seen.info.number("total_system_memory") / 2)
+        return _Verdict("warning", found, why, f"maxmemory {half}, or a larger machine")
+    is_safe = seen.info.fields.get("maxmemory_policy", _NO_EVICTION) == _NO_EVICTION
+    return _headroom(found, used, most, is_safe=is_safe)
 
 
-def _headroom(found: str, share: float) -> _Verdict:
-    if share < _MEMORY_TIGHT:
+def _headroom(found: str, used: int, most: int, *, is_safe: bool) -> _Verdict:
+    if used < _MEMORY_TIGHT * most:
         return _Verdict("good", found, "there is room for more events")
-    level: Level = "bad" if share >= _MEMORY_FULL else "warning"
+    level: Level = "bad" if used >= _MEMORY_FULL * most else "warning"
     why = "at the limit every append is refused as StoreFull; reads go on"
-    return _Verdict(level, found, why, "a larger maxmemory, or delete what is not needed")
+    if not is_safe:
+        why = "at the limit whole histories are deleted"
+    remedy = f"maxmemory {_setting(2 * used)}, if the machine has that; or delete what can go"
+    return _Verdict(level, found, why, remedy)
 
 
 def _replicas(seen: _Seen) -> _Verdict:
     replicas = forms.replicas_of(seen.info.fields)
     if seen.info.number("connected_slaves") == 0:
-        why = "events are on this server's disk alone: replicas(n) can't be given"
+        why = "events are on this server alone: replicas(n) can't be given"
         return _Verdict("good", "none", why)
     head = seen.info.number("master_repl_offset")
     behind = max((head - replica.offset for replica in replicas if replica.is_online), default=0)
@@ -394,7 +408,8 @@ def _replicas(seen: _Seen) -> _Verdict:
     online = sum(replica.is_online for replica in replicas)
     found = f"{online} of {len(replicas)} online, {_size(behind)} and {silent} s behind at most"
     if online == len(replicas) and behind < _LAG_BYTES and silent <= _LAG_SECONDS:
-        return _Verdict("good", found, "a failover loses little; with replicas(n), nothing")
+        why = "a failover loses little; what was appended with replicas(n) is on n of them"
+        return _Verdict("good", found, why)
     why = "a failover loses what a replica does not have; replicas(n) waits for it, or fails"
     return _Verdict("warning", found, why, "look after the replica, its link and its log")
 
@@ -406,9 +421,9 @@ def _least_replicas(seen: _Seen) -> _Verdict:
     if "min_slaves_good_slaves" not in seen.info.fields:
         return _Verdict("good", f"{least}; not in force", "min-replicas-max-lag is 0")
     there = seen.info.number("min_slaves_good_slaves")
-    found = f"{least}; {there} of them are there"
+    found = f"{least}; {there} in step"
     if there < least:
-        remedy = "bring up replicas, or min-replicas-to-write 0"
+        remedy = "min-replicas-to-write 0, or bring up replicas"
         return _Verdict("bad", found, "the server refuses every append (NOREPLICAS)", remedy)
     return _Verdict("good", found, "a primary that is cut off from its replicas takes no appends")
 
@@ -416,15 +431,16 @@ def _least_replicas(seen: _Seen) -> _Verdict:
 def _waitaof(seen: _Seen) -> _Verdict | None:
     if not seen.has_aof:
         return None
-    if seen.config["appendfsync"] == "always":
-        return _Verdict("good", "not relied on", "with appendfsync always the answer says it")
-    if _version(seen.info["redis_version"]) >= _FIRST_HONEST_WAITAOF:
-        return _Verdict("good", "truthful", "it answers after the fsync")
+    is_always = seen.config["appendfsync"] == "always"
     if not _has_waitaof(seen.info):
-        found, why = "not there", "there is no way to wait for an fsync"
-    else:
-        found, why = "answers too early", "it says fsynced before it is, if not with `always`"
-    return _Verdict("warning", found, why, "appendfsync always")
+        why = "fsync_and_replicas(n) can't be given: that takes Redis 7.2 or newer, or Valkey"
+        if is_always:
+            return _Verdict("good", "not there", f"{why}; FSYNC can")
+        return _Verdict("warning", "not there", f"{why}; nor can FSYNC", "appendfsync always")
+    if is_always or _version(seen.info["redis_version"]) >= _FIRST_HONEST_WAITAOF:
+        return _Verdict("good", "truthful", "it answers after the fsync")
+    why = "it says that events are fsynced before they are"
+    return _Verdict("warning", "answers too early", why, "appendfsync always")
 
 
 def _restart(seen: _Seen) -> _Verdict | None:
@@ -537,9 +553,12 @@ class _Questions:
         size = await self._command(forms.is_count_or_nil, "MEMORY", "USAGE", events.key) or 0
         found = (
             f"of the {len(aggregates):,} looked at (last changed, main), the longest has "
-            f"{events.count:,} events, {_size(size)}, in {events.domain!r}; "
-            f"most keys, sources and correlation ids: {claims.count:,}, in {claims.domain!r}"
+            f"{events.count:,} events, {_size(size)}, in {events.domain!r}"
         )
+        if claims.count:
+            found += (
+                f"; most keys, sources and correlation ids: {claims.count:,}, in {claims.domain!r}"
+            )
         if max(events.count, claims.count) < _LONG and size < _LARGE:
             return _Verdict("good", found, "none is so long that it shows")
         why = "an aggregate is one key: reading all of it is slow, and it can't be spread"
@@ -644,6 +663,11 @@ def _size(count: int) -> str:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} GB"
+
+
+def _setting(count: float) -> str:
+    """Return a number of bytes as servers take it."""
+    return f"{max(1, round(count / 1024**2))}mb"
 
 
 def _duration(seconds: float) -> str:

@@ -49,6 +49,9 @@ _PIPE = Path("-")
 _SHOWN_BAD_LINES = 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIPED_WIDTH = 120
+_ABOUT_SETTINGS = (
+    "A setting behind → is one for CONFIG SET, and for the configuration file (CONFIG REWRITE)."
+)
 _DOCTOR_CODES = {"good": 0, "warning": 1, "bad": 2}
 _COLOURS = {"good": "green", "warning": "yellow", "bad": "red"}
 
@@ -427,6 +430,8 @@ def _print_findings(report: Report) -> None:
     for finding in report.findings:
         table.add_row(*_cells(finding))
     screen.print(table)
+    if report.level != "good":
+        screen.print(_ABOUT_SETTINGS)
 
 
 def _cells(finding: Finding) -> tuple[Text, ...]:

@@ -265,7 +265,8 @@ class Store:
             return
         if checks.keeps_nothing(info, await checks.ask_config(self._transport, "save")):
             _log.warning(
-                "%s keeps nothing on disk: a restart loses every event. Set appendonly yes there",
+                "%s keeps nothing on disk: a restart loses every event. Switch its AOF on, by "
+                "CONFIG SET appendonly yes; `asyncstore doctor` says more",
                 self._settings.where(),
             )
 

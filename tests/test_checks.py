@@ -197,7 +197,8 @@ class TestOnDisk:
             findings = await examined(server)
         assert (findings["AOF"].level, findings["RDB"].level) == ("bad", "bad")
         assert "loses every event" in findings["AOF"].meaning
-        assert findings["AOF"].remedy == "appendonly yes"
+        assert findings["AOF"].remedy.startswith("CONFIG SET appendonly yes; when ")
+        assert findings["RDB"].remedy == "save 900 1"
         assert "fsync" not in findings
         assert findings["after a restart"].level == "warning"
 
@@ -287,7 +288,12 @@ class TestMemory:
             used = client.info("memory")["used_memory"]
             client.config_set("maxmemory", int(used / share))
             # Full as it is, it is still examined, and what is there can still be opened.
-            assert (await examined(server))["memory"].level == level
+            finding = (await examined(server))["memory"]
+            assert finding.level == level
+            assert ("StoreFull" in finding.meaning) == (level != "good")
+            client.config_set("maxmemory-policy", "volatile-lru")
+            finding = (await examined(server))["memory"]
+            assert ("histories are deleted" in finding.meaning) == (level != "good")
 
     async def test_more_than_the_machine_has(self) -> None:
         with redis_server(VALKEY, "--maxmemory", "100000gb") as server:
@@ -604,7 +610,12 @@ class TestCommandLine:
                 assert client.dbsize() == 0, "the doctor writes nothing"
         assert (done.returncode, done.stderr) == (2, b"")
         said = done.stdout.decode()
-        for text in ("allkeys-lru", "→ maxmemory-policy noeviction", "→ appendonly yes"):
+        for text in (
+            "allkeys-lru",
+            "→ maxmemory-policy noeviction",
+            "→ CONFIG SET appendonly yes",
+            "(CONFIG REWRITE)",
+        ):
             assert text in said
 
     def test_warnings_only(self, tmp_path: Path) -> None:
