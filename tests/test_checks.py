@@ -209,6 +209,25 @@ class TestOnDisk:
         assert "since the last RDB save" in findings["AOF"].meaning
         assert "save 900 1" in findings["RDB"].found
 
+    @pytest.mark.parametrize("binary", binaries())
+    @pytest.mark.parametrize("as_advised", [True, False])
+    async def test_how_an_aof_is_switched_on(self, binary: str, as_advised: bool) -> None:
+        with redis_server(binary, "--save", "900 1") as server:
+            with client_of(server) as client:
+                client.set("an event", "kept")
+                client.save()
+                if as_advised:
+                    client.config_set("appendonly", "yes")
+                    await eventually(
+                        lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0, "it is"
+                    )
+            server.stop()
+            server.arguments += ["--appendonly", "yes"]
+            server.start()
+            assert server.wait_until_ready()
+            with client_of(server) as client:
+                assert client.exists("an event") == as_advised
+
     @pytest.mark.parametrize(
         ("policy", "level"), [("always", "good"), ("everysec", "warning"), ("no", "bad")]
     )
