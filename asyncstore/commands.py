@@ -391,7 +391,8 @@ def _show(problem: Problem, is_repaired: bool, as_json: bool) -> str:
     where = problem.key if problem.key.isprintable() else repr(problem.key)
     if problem.sequence is not None:
         where += f", sequence {problem.sequence}"
-    return f"{severity}: {problem.kind}: {where}: {problem.text}"
+    line = f"{severity}: {problem.kind}: {where}: {problem.text}"
+    return line.encode(errors="backslashreplace").decode()  # names may be no text
 
 
 @contextmanager

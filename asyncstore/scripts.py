@@ -101,8 +101,9 @@ MEND_NAME = load("mend_name", forms.is_one_text)
 MEND_HANDLER = load("mend_handler", forms.is_one_text)
 MEND_CLAIM = load("mend_claim", forms.is_one_text)
 MEND_COMMITS = load("mend_commits", forms.is_one_text)
+MEND_SCORES = load("mend_scores", forms.is_one_text)
 
-MENDING = (MEND_ROOT, MEND_NAME, MEND_HANDLER, MEND_CLAIM, MEND_COMMITS)
+MENDING = (MEND_ROOT, MEND_NAME, MEND_HANDLER, MEND_CLAIM, MEND_COMMITS, MEND_SCORES)
 
 ALL = (
     APPEND,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_OF_ONE: Final = 1000
 """How many problems of one aggregate are told; its reading ends there."""
 
-_CLAIM: Final = re.compile(r"((?:key|source|correlation):[^\n]+)\n(\d{16}) (\d{1,16})")
+_CLAIM: Final = re.compile(r"((?:key|source|correlation):[^\n]+)\n(\d{16}) ([1-9]\d{0,15})")
 _CLAIMED: Final = {"key": "idempotency key", "source": "source", "correlation": "correlation id"}
 _CLAIMS_A_PAGE: Final = 1000
 _CORRELATION: Final = "correlation:"
@@ -179,6 +179,7 @@ class Check:
         self._kinds: dict[str, str] = {}
         self._due: int | None = 0  # the sequence of the next event; None: that of any
         self._good_claims = 0
+        self._overlapping: set[str] = set()  # what has claims that are not apart
         self._unclaimed: dict[str, _Run] = {}  # events without a claim at the end of a page
 
     async def run(self) -> Findings:
@@ -189,6 +190,7 @@ class Check:
         """
         await self._check_types()
         await self._check_divergence()
+        await self._check_order_of_claims()
         if self._has(self._events):
             await self._check_events()
         can_look_up = self._kinds[self._events] in ("zset", "none")
@@ -306,6 +308,11 @@ class Check:
 
     # Claims
 
+    async def _check_order_of_claims(self) -> None:
+        if self._has(self._claims) and not await self._look.is_in_order(self._claims):
+            self.found.add(out_of_order(self._claims))
+            self._kinds[self._claims] = "out of order"  # none of them could be found
+
     async def _check_run(self, run: _Run) -> list[_Run]:
         """Return the parts of a run that are not claimed for what they carry."""
         ranges: list[tuple[int, int]] = []
@@ -314,6 +321,8 @@ class Check:
             if parts is None:
                 continue  # told when all claims are looked at
             start, count = int(parts[2]), int(parts[3])
+            if ranges and start < ranges[-1][1]:
+                self._tell_overlapping(run.what, start)
             ranges.append((start, start + count))
             if run.first <= start <= run.last:
                 self._good_claims += 1
@@ -326,12 +335,17 @@ class Check:
     async def _claims_on(self, what: str, first: int, last: int) -> list[str]:
         """Return the claims of `what` that may name one of these events."""
         lowest, at = f"[{what}\n", f"[{what}\n{first:016}{_BEHIND}"
-        before = await self._look.last_text(self._claims, lowest, at)
+        before = await self._look.last_texts(self._claims, lowest, at, 2)
         if first == last:
             return before
-        start = f"({before[0]}" if before else lowest
+        start = f"({before[-1]}" if before else lowest
         stop = f"[{what}\n{last:016}{_BEHIND}"
         return before + await self._look.texts(self._claims, start, stop, _CLAIMS_A_PAGE)
+
+    def _tell_overlapping(self, what: str, start: int) -> None:
+        self._overlapping.add(what)
+        text = f"two claims of the same {_claimed(what)} name the event: one of them is wrong"
+        self._tell("claim-twice", self._claims, start, text, about=f"{start} {what}")
 
     def _join_unclaimed(self, runs: list[_Run]) -> None:
         """Tell of events without a claim once it is known how far they go: one claim is missing.
@@ -351,6 +365,8 @@ class Check:
             self._tell_unclaimed(run)
 
     def _tell_unclaimed(self, run: _Run) -> None:
+        if run.what in self._overlapping:
+            return  # the wrong one hides what is claimed
         where = [self._events, self._claims]
         ids = (run.entries[0].id, run.entries[-1].id)
         arguments: list[Argument] = [run.what, run.first, run.last, *ids]
@@ -396,9 +412,9 @@ class Check:
                 break
             due += 1
         if due < first + count:
-            text = f"a claim of a {_claimed(what)} names the event, which does not carry it"
+            text = f"a claim ({_claimed(what)}) names the event, which does not carry it"
             if not await self._look.count(self._events, due, f"{due}"):
-                text = f"a claim of a {_claimed(what)} names the event, which is not there"
+                text = f"a claim ({_claimed(what)}) names the event, which is not there"
             self._tell("claim", self._claims, due, text, about=claim)
 
     # Snapshots, positions, indexes
@@ -447,13 +463,16 @@ class Check:
         roots = self._keys.roots(place.domain, place.edition)
         if await self._look.kind(roots) in ("zset", "none"):
             is_there = await self._look.exists(self._events, self._divergence)
-            is_listed = await self._look.is_scored(roots, place.root)
-            if is_there and not is_listed:
+            number = await self._look.score(roots, place.root)
+            if is_there and number is None:
                 text = f"it does not name {place}, which is there"
                 self._tell("root-missing", roots, None, text, *self._list_root(), about=place.root)
-            elif is_listed and not is_there:
+            elif number is not None and not is_there:
                 text = f"it names {place}, which has no events"
                 self._tell("root-too-much", roots, None, text, *self._list_root(), about=place.root)
+            elif number is not None and not await self._is_number_of_one(roots, number):
+                text = f"it gives {place} the number {number:.17g}, which is not that of its commit"
+                self._tell("root-number", roots, None, text, *self._list_root(), about=place.root)
         attached = self._keys.attached(place.domain, place.edition)
         if place.edition != MAIN and await self._look.kind(attached) in ("zset", "none"):
             belongings = (self._handlers, *self._snapshots)
@@ -463,6 +482,11 @@ class Check:
                 text = f"it does not name {place}, which has positions or snapshots"
                 mend = Call(scripts.MEND_NAME, (attached, *belongings), (place.root,))
                 self._tell("attached-missing", attached, None, text, mend, about=place.root)
+
+    async def _is_number_of_one(self, roots: str, number: float) -> bool:
+        """Whether it can be the number of a commit, and no other root has it."""
+        is_one = number.is_integer() and 0 < number <= MAX_SEQUENCE
+        return is_one and await self._look.count(roots, int(number), f"{int(number)}") == 1
 
     def _list_root(self) -> tuple[Call, ...]:
         place = self._aggregate
@@ -510,6 +534,12 @@ def list_edition(keys: Keys, domain: str, edition: str) -> tuple[Call, Call]:
         Call(scripts.MEND_NAME, (editions, roots), (edition,)),
         Call(scripts.MEND_NAME, (keys.domains(), editions), (domain,)),
     )
+
+
+def out_of_order(index: str) -> Problem:
+    """Return the problem of an index that has scores by which its names are not found."""
+    text = "not all its scores are 0, so that what it holds is not found"
+    return Problem("scores", index, None, text, mending=(Call(scripts.MEND_SCORES, (index,), ()),))
 
 
 def wrong_type(own: Keys, key: str, kind: str) -> Problem | None:

@@ -34,6 +34,7 @@ from asyncstore.soundness import (
     Problem,
     check_position,
     list_edition,
+    out_of_order,
     wrong_type,
 )
 from asyncstore.values import Aggregate
@@ -94,6 +95,8 @@ async def repair(store: Store, problem: Problem) -> bool:
         for call in problem.mending:
             await transport.run(call.script, call.keys, call.arguments)
     except UnexpectedReply:  # such as a key of another type, which is a problem by itself
+        return False
+    except UnicodeEncodeError:  # a name that is no text, which nobody can ask for
         return False
     return bool(problem.mending)
 
@@ -212,7 +215,9 @@ class _Walk:
             return
         if meaning.word == "roots":
             yield self._at_store(partial(self._check_roots, key, meaning))
-        elif meaning.word == "editions":
+        else:
+            yield self._at_store(partial(self._check_order, key))
+        if meaning.word == "editions":
             yield self._at_store(partial(self._check_domain_is_listed, meaning.domain))
         async for look in self._looks_at_names(key, meaning):
             yield look
@@ -248,6 +253,12 @@ class _Walk:
     async def _check_type(self, key: str) -> Findings:
         return _findings(wrong_type(self._keys, key, await self._look.kind(key)))
 
+    async def _check_order(self, key: str) -> Findings:
+        is_index = await self._look.kind(key) == "zset"
+        if not is_index or await self._look.is_in_order(key):
+            return Findings()
+        return _findings(out_of_order(key))
+
     async def _check_layout(self) -> Findings:
         key = self._keys.layout()
         kind = await self._look.kind(key)
@@ -273,7 +284,8 @@ class _Walk:
         key = self._keys.commits()
         if await self._look.kind(key) not in ("string", "none"):
             return None
-        parts = re.fullmatch(r"([0-9]{1,16}) ?[0-9]*", await self._look.text(key) or "0")
+        text = await self._look.text(key)
+        parts = re.fullmatch(r"([0-9]{1,16}) ?[0-9]*", "0" if text is None else text)
         return None if parts is None else int(parts[1])
 
     async def _check_roots(self, key: str, meaning: Meaning) -> Findings:
@@ -334,7 +346,7 @@ class _Walk:
             what = keys.claim_of_correlation(correlation_id)
             if await self._look.texts(claims, f"[{what}\n", f"({what}\v", 1):
                 return Findings()
-            if not await self._is_still_named(key, name):
+            if not (await self._look.is_in_order(claims) and await self._is_still_named(key, name)):
                 return Findings()
         why = f"it names {name!r}, which has no events of the correlation id; that does no harm"
         return _findings(Problem("correlated-too-much", key, None, why, True, about=name))

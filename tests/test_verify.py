@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,47 @@ BROKEN: dict[str, tuple[Break, list[tuple[str, Callable[[Keys], str], int | None
         lambda c, k: c.zadd(claims(k), {"hm": 0}),
         [("claim", claims, None)],
     ),
+    "a member that is no claim and no text": (
+        lambda c, k: c.zadd(claims(k), {b"\xff\xfe": 0}),
+        [("claim", claims, None)],
+    ),
+    "a claim of no events": (
+        lambda c, k: c.zadd(claims(k), {claim("key:none", 5, 0): 0}),
+        [("claim", claims, None)],
+    ),
+    "a second claim of the same events": (
+        lambda c, k: c.zadd(claims(k), {claim(SOURCE, 5, 10): 0}),
+        [("claim-twice", claims, 5)],
+    ),
+    "a shorter claim in the place of another": (
+        lambda c, k: c.zadd(claims(k), {claim(SOURCE, 3, 9): 0}),
+        [("claim-twice", claims, 3)],
+    ),
+    "claims out of order": (
+        lambda c, k: c.zadd(claims(k), {claim("key:pay", 0, 3): 7, claim(SOURCE, 0, 3): -7}),
+        [("scores", claims, None)],
+    ),
+    "indexes out of order": (
+        lambda c, k: (
+            c.zadd(k.domains(), {"orders": 1}),
+            c.zadd(k.editions("orders"), {"main": -1}),
+            c.zadd(k.attached("orders", "what-if"), {"1": "inf"}),
+            c.zadd(k.correlated("checkout"), {"orders:main:1": 0.5}),
+        ),
+        [
+            ("scores", Keys.domains, None),
+            ("scores", lambda k: k.editions("orders"), None),
+            ("scores", lambda k: k.attached("orders", "what-if"), None),
+            ("scores", lambda k: k.correlated("checkout"), None),
+        ],
+    ),
+    **{
+        f"a root with the number {number}": (
+            partial(lambda number, c, k: c.zadd(k.roots("orders", "main"), {"1": number}), number),
+            [("root-number", lambda k: k.roots("orders", "main"), None)],
+        )
+        for number in ("inf", "-inf", "0", "0.5", "1e17")
+    },
     "a claim that is missing": (
         drop(claims, claim("key:pay", 0, 3)),
         [("claim-missing", claims, 0)],
@@ -333,6 +375,10 @@ BROKEN: dict[str, tuple[Break, list[tuple[str, Callable[[Keys], str], int | None
         lambda c, k: c.set(k.commits(), "many"),
         [("commits", Keys.commits, None)],
     ),
+    "commits that are empty": (
+        lambda c, k: c.set(k.commits(), ""),
+        [("commits", Keys.commits, None)],
+    ),
     "no layout": (lambda c, k: c.delete(k.layout()), [("layout", Keys.layout, None)]),
     "another layout": (lambda c, k: c.set(k.layout(), 7), [("layout", Keys.layout, None)]),
     "a key that is not ours": (
@@ -342,7 +388,7 @@ BROKEN: dict[str, tuple[Break, list[tuple[str, Callable[[Keys], str], int | None
 }
 NOT_REPAIRED = {
     "hole", "score", "undecodable", "doubled", "before-divergence", "divergence", "main-missing",
-    "claim", "position", "position-ahead", "snapshot", "snapshot-ahead", "layout",
+    "claim", "claim-twice", "position", "position-ahead", "snapshot", "snapshot-ahead", "layout",
 }  # fmt: skip
 
 
@@ -383,7 +429,8 @@ async def test_what_is_broken_is_told_and_mended(world: World, name: str) -> Non
     rest = [problem for problem in await problems_of(world.store) if not problem.is_note]
     unmended = [problem for problem in found if problem not in mended and not problem.is_note]
     assert told(rest) == told(unmended)
-    left = {problem.kind for problem in rest} - {"commits" if "no number" in name else ""}
+    is_lost = "no number" in name or "empty" in name
+    left = {problem.kind for problem in rest} - {"commits" if is_lost else ""}
     assert left <= NOT_REPAIRED
 
 
@@ -489,6 +536,52 @@ async def test_an_aggregate_that_is_wrong_all_through_is_given_up(
     found = await problems_of(store)
     assert "more" in {problem.kind for problem in found}
     assert len(found) < 1100
+
+
+async def test_two_roots_of_one_number(world: World) -> None:
+    store, roots = world.store, world.keys.roots("orders", "main")
+    await store.events.append(Aggregate("orders", "2"), numbered(1), expected=NEW)
+    number = world.client.zscore(roots, "1")
+    assert number
+    world.client.zadd(roots, {"2": number})
+    found = await problems_of(store)
+    assert told(found) == [("root-number", roots, None)] * 2
+    for problem in found:
+        assert await verify.repair(store, problem)
+    assert await problems_of(store) == []
+    first, second = world.client.zrange(roots, 0, -1, withscores=True)
+    assert first[1] != second[1]
+
+
+async def test_names_that_are_no_text(world: World) -> None:
+    client, keys, name = world.client, world.keys, b"\xff\xfe"
+    client.zadd(keys.domains(), {name: 0})
+    client.zadd(keys.editions("orders"), {name: 0})
+    client.zadd(keys.roots("orders", "main"), {name: 1})
+    client.zadd(keys.correlated("checkout"), {name: 0})
+    client.sadd(keys.handlers(ORDER), name)
+    client.set(f"{keys.prefix}events:orders:main:".encode() + b"{%s}" % name, 1)
+    found = await problems_of(world.store)
+    assert sorted(problem.kind for problem in found) == [
+        "correlated-too-much", "domain-too-much", "edition-too-much", "foreign-key",
+        "handler-too-much", "root-too-much",
+    ]  # fmt: skip
+    for problem in found:
+        assert not await verify.repair(world.store, problem)
+        assert str(problem.text).encode()
+    where = ("--url", world.server.url, "--key-prefix", keys.prefix)
+    for options in ((), ("--json",)):
+        done = run("verify", *where, *options)
+        assert (done.returncode, len(done.stdout.splitlines())) == (1, 6), done
+
+
+async def test_large_events(world: World) -> None:
+    large, count = Event("Filmed", b"x" * 600_000), 40
+    for _ in range(count):
+        await world.store.events.append(ORDER, [large], expected=ANY)
+    assert await problems_of(world.store) == []
+    world.client.zremrangebyscore(events(world.keys), 80, 80)
+    assert told(await problems_of(world.store)) == [("hole", events(world.keys), 80)]
 
 
 async def test_large_appends_have_one_claim(store: Store, server: Server, prefix: str) -> None:

@@ -5,7 +5,10 @@
 -- include: commit.lua
 local commits, roots = KEYS[1], KEYS[2]
 
-local highest = tonumber(redis.call('ZRANGE', roots, 0, 0, 'REV', 'WITHSCORES')[2] or 0)
+local MAX_SEQUENCE = '9007199254740991' -- what is beyond is no number of a commit
+local by = { 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES' }
+
+local highest = tonumber(redis.call('ZRANGE', roots, MAX_SEQUENCE, 0, unpack(by))[2] or 0)
 local last = tonumber(string.match(redis.call('GET', commits) or '0', '^%d+'))
 if highest <= last then
   return { 'right' }
