@@ -53,7 +53,7 @@ class Looker:
         count: int = await self._ask(forms.is_count, "ZCARD", key)
         return count
 
-    async def count(self, key: str, lowest: int, highest: str) -> int:
+    async def count(self, key: str, lowest: int | str, highest: str) -> int:
         """Return how many members of a sorted set have a score in the range."""
         count: int = await self._ask(forms.is_count, "ZCOUNT", key, lowest, highest)
         return count
@@ -79,7 +79,7 @@ class Looker:
 
     async def is_in_order(self, key: str) -> bool:
         """Whether all scores of a sorted set are 0: only then it can be searched by its members."""
-        return await self.size(key) == await self.count(key, 0, "0")
+        return not (await self.count(key, "-inf", "(0") or await self.count(key, "(0", "+inf"))
 
     async def pages(self, key: str) -> AsyncIterator[list[Scored]]:
         """Iterate over a sorted set in its order, a few members at a time."""

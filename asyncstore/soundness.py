@@ -486,7 +486,8 @@ class Check:
     async def _is_number_of_one(self, roots: str, number: float) -> bool:
         """Whether it can be the number of a commit, and no other root has it."""
         is_one = number.is_integer() and 0 < number <= MAX_SEQUENCE
-        return is_one and await self._look.count(roots, int(number), f"{int(number)}") == 1
+        # None has it where somebody has appended meanwhile.
+        return is_one and await self._look.count(roots, int(number), f"{int(number)}") <= 1
 
     def _list_root(self) -> tuple[Call, ...]:
         place = self._aggregate

@@ -13,7 +13,7 @@ import asyncstore
 from asyncstore import Store, verify
 from tests.faults.checker import Verdict, check
 from tests.faults.faults import Fault
-from tests.faults.history import PLACES, History, Reader, Writer, prepare
+from tests.faults.history import History, Reader, Writer, prepare
 from tests.faults.stage import PATIENT, Size, Stage, staged
 
 READERS = 2
@@ -85,13 +85,13 @@ async def play(fault: Fault, server: str, binary: str, size: Size, seed: int) ->
                 await play_once(stage, fault)
         async with asyncstore.open(stage.node.url) as direct:
             verdict = await check(direct, stage.history, may_lose=fault.may_lose)
-            await look_at_the_rest(direct, verdict)
+            await look_at_the_rest(direct, stage.history, verdict)
     return _row(fault, server, size, rounds, stage.history, verdict)
 
 
-async def look_at_the_rest(store: Store, verdict: Verdict) -> None:
+async def look_at_the_rest(store: Store, history: History, verdict: Verdict) -> None:
     """Have indexes, claims and all else that hangs on the events looked at, too."""
-    domains = {place.domain for place in PLACES}
+    domains = {attempt.place.domain for attempt in history.attempts}
     async for problem in verify.problems(store, domains):
         if not problem.is_note:
             verdict.why.append(f"verify: {problem.kind} {problem.key}: {problem.text}")

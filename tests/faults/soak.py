@@ -25,7 +25,7 @@ from tests.faults import preload
 from tests.faults.checker import check
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.history import PLACES, History, prepare
-from tests.faults.run import load, play_once
+from tests.faults.run import load, look_at_the_rest, play_once
 from tests.faults.stage import FSYNC, Node, Size, Stage, staged
 from tests.polling import eventually
 
@@ -139,6 +139,7 @@ async def _generation(
             await play_once(stage, fault)
     async with asyncstore.open(stage.node.url) as direct:
         verdict = await check(direct, history)
+        await look_at_the_rest(direct, history, verdict)
         await _erase(direct, history)
     result.acknowledged += verdict.acknowledged
     result.lost += verdict.lost
@@ -191,7 +192,8 @@ async def _call_something(store: Store, dice: random.Random) -> None:
         end = await store.events.next_sequence(place)
         await store.snapshots.put(place, sequence=end - 1, state={"end": end})
     elif kind == 1:
-        await store.positions.advance("projector", place, dice.randrange(1000))
+        end = await store.events.next_sequence(place)
+        await store.positions.advance("projector", place, dice.randrange(end))
     elif kind == 2:
         await store.snapshots.get(place)
     elif kind == 3:
