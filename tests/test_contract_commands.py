@@ -220,6 +220,7 @@ CALLS: dict[str, tuple[list[str], Call]] = {
     "stream: on a branch": (SCRIPT, lambda w: listed(w.events.stream(w.branch))),
     "next_sequence": (COUNT, lambda w: w.events.next_sequence(w.order)),
     "next_sequence: on a branch": (SCRIPT, lambda w: w.events.next_sequence(w.branch)),
+    "confirm": (COUNT, lambda w: w.events.confirm(w.order)),
     "load": (SCRIPT, lambda w: w.events.load(w.order)),
     "load: by the store": (SCRIPT, lambda w: w.store.load(w.order)),
     "load: unknown": (SCRIPT, lambda w: w.store.load(w.fresh)),
