@@ -30,7 +30,7 @@ from asyncstore.errors import AsyncStoreError, ConfigurationError, StoreUnavaila
 from asyncstore.settings import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from anyio.abc import SocketStream
 
@@ -60,17 +60,27 @@ _THROW_AWAY_SETTINGS: Final = {"appendonly": "no", "save": ""}
 
 
 @dataclass(frozen=True, slots=True)
-class _Home:
-    """Where a server's binary, data, log and sockets are."""
+class Home:
+    """Where a server's binary, data, log and sockets are.
+
+    `settings` are those that it has above the usual ones. The data of a `throw_away` server go with
+    its last user. One that `restarts` comes back when it has ended by itself.
+    """
 
     binary: Path
     data: Path
     sockets: Path
     throw_away: bool
+    restarts: bool
+    settings: Mapping[str, str]
 
     @property
     def socket(self) -> Path:
         return self.sockets / "server.sock"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{quote(str(self.socket))}"
 
     @property
     def control(self) -> Path:
@@ -79,6 +89,11 @@ class _Home:
     @property
     def log(self) -> Path:
         return self.data / "server.log"
+
+    def log_end(self) -> str:
+        """Return the last lines of the log, as one."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return " | ".join(line.strip()[:300] for line in lines[-_LOG_LINES:])
 
     def __str__(self) -> str:
         return f"the embedded server in {self.data}"
@@ -93,30 +108,34 @@ async def running(directory: Path | None) -> AsyncIterator[str]:
     binary can't be used, `StoreUnavailable` when the server does not start, with the end of its
     log.
     """
-    home = _prepare(directory)
-    user = _User(home)
+    home = prepare(directory)
+    user = User(home)
     try:
         await user.come()
-        yield f"unix://{quote(str(home.socket))}"
+        yield home.url
     finally:
         with anyio.CancelScope(shield=True):
             await user.go()
 
 
-class _User:
-    """One use of a server: a connection to its keeper, and what becomes of it."""
+class User:
+    """One use of a server: a connection to its keeper, and what becomes of it.
 
-    def __init__(self, home: _Home) -> None:
+    After `come`, whatever came of it, there must be a `go`.
+    """
+
+    def __init__(self, home: Home) -> None:
         self._home = home
         self._control: SocketStream | None = None
         self._staying: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()  # not while another keeper is being found
 
     async def come(self) -> None:
+        """Start the server if nobody has, and wait until it answers."""
         self._control = await _attach(self._home)
         # The server of a killed keeper ends, too. A throw-away one has taken its data along, so
         # that going on with another would be a lie.
-        if not self._home.throw_away:
+        if self._home.restarts:
             self._settled.set()
             self._staying = asyncio.create_task(self._stay(self._control))
 
@@ -135,7 +154,44 @@ class _User:
         finally:
             self._settled.set()
 
+    async def signal(self, number: int) -> bool:
+        """Send the server a signal, and return whether it was still there to get it.
+
+        This, `end` and `start_again` are for a server that does not restart by itself.
+        """
+        await self._order(b"%d" % number)
+        return await self._hear(b"sent\n", b"ended\n") == b"sent\n"
+
+    async def end(self, number: int) -> None:
+        """Send the server a signal that ends it, and wait until it has ended."""
+        if await self.signal(number):
+            await self._hear(b"ended\n")
+
+    async def start_again(self) -> None:
+        """Start the server that has ended, and wait until it answers."""
+        await self._order(b"start")
+        if await self._hear(b"ready\n", b"failed\n") == b"failed\n":
+            raise _did_not_start(self._home)
+
+    async def _order(self, order: bytes) -> None:
+        with self._talking() as control:
+            await control.send(order + b"\n")
+
+    async def _hear(self, *words: bytes) -> bytes:
+        with self._talking() as control:
+            return await _heard(control, *words)
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[SocketStream]:
+        if self._control is None:
+            raise StoreUnavailable(str(self._home), "it is not in use")
+        try:
+            yield self._control
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            raise StoreUnavailable(str(self._home), "its keeper has gone") from None
+
     async def go(self) -> None:
+        """Have the server stopped if there is no other user, and wait until it has."""
         if self._staying is not None:
             with anyio.move_on_after(_STOP_SECONDS):
                 await self._settled.wait()
@@ -168,19 +224,37 @@ def find_binary() -> Path:
     raise ConfigurationError("backend", why, _SOURCE)
 
 
-def _prepare(directory: Path | None) -> _Home:
+def prepare(
+    directory: Path | None,
+    *,
+    binary: Path | None = None,
+    restarts: bool = True,
+    settings: Mapping[str, str] | None = None,
+) -> Home:
+    """Return the home of a server, and make its directory. `binary` is another one than ours.
+
+    A throw-away server never restarts.
+    """
     if sys.platform == "win32":
         why = "an embedded server needs Linux or macOS: set the url of a server"
         raise ConfigurationError("backend", why, _SOURCE)
-    binary = find_binary()
+    binary = binary or find_binary()
     if directory is None:
         data = Path(tempfile.mkdtemp(prefix="asyncstore-"))
     else:
-        data = _make_directory(directory)
-    return _Home(binary, data, _sockets_directory(data), throw_away=directory is None)
+        data = make_directory(directory)
+    return Home(
+        binary,
+        data,
+        _sockets_directory(data),
+        throw_away=directory is None,
+        restarts=restarts and directory is not None,
+        settings=settings or {},
+    )
 
 
-def _make_directory(directory: Path) -> Path:
+def make_directory(directory: Path) -> Path:
+    """Make the directory of the data where it is missing, and return its full path."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if directory.name == DEFAULT_DIRECTORY:
@@ -208,9 +282,10 @@ def _sockets_directory(data: Path) -> Path:
     return short
 
 
-def _server_command(home: _Home) -> list[str]:
+def _server_command(home: Home) -> list[str]:
     settings = {"dir": str(home.data), "unixsocket": str(home.socket), **_SERVER_SETTINGS}
     settings |= _THROW_AWAY_SETTINGS if home.throw_away else _LASTING_SETTINGS
+    settings |= home.settings
     command = [str(home.binary)]
     for name, value in settings.items():
         command += [f"--{name}", *([value] if name != "save" else value.split() or [""])]
@@ -220,7 +295,7 @@ def _server_command(home: _Home) -> list[str]:
 # Coming and going
 
 
-async def _attach(home: _Home) -> SocketStream:
+async def _attach(home: Home) -> SocketStream:
     """Return a connection to the keeper, once the server is ready."""
     deadline = anyio.current_time() + _KEEPER_SECONDS
     while anyio.current_time() < deadline:
@@ -232,7 +307,7 @@ async def _attach(home: _Home) -> SocketStream:
     raise StoreUnavailable(str(home), f"its keeper does not answer; its log is {home.log}")
 
 
-async def _connect(home: _Home) -> SocketStream | None:
+async def _connect(home: Home) -> SocketStream | None:
     try:
         return await anyio.connect_unix(str(home.control))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -241,13 +316,14 @@ async def _connect(home: _Home) -> SocketStream | None:
         raise StoreUnavailable(str(home), f"its sockets: {error.strerror}") from None
 
 
-async def _start_keeper(home: _Home) -> None:
+async def _start_keeper(home: Home) -> None:
     """Start a keeper and wait until it listens, or until another one turns out to be there."""
     plan = {
         "command": _server_command(home),
         "control": str(home.control),
         "data": str(home.data),
         "socket": str(home.socket),
+        "restarts": home.restarts,
         "throw_away": home.throw_away,
     }
     with _open_log(home.log) as log:
@@ -257,15 +333,13 @@ async def _start_keeper(home: _Home) -> None:
             launch, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
         )
         if done.returncode != 0:
-            raise StoreUnavailable(str(home), f"its keeper did not start: {_log_end(home)}")
+            raise StoreUnavailable(str(home), f"its keeper did not start: {home.log_end()}")
 
 
-async def _is_ready(home: _Home, control: SocketStream) -> bool:
+async def _is_ready(home: Home, control: SocketStream) -> bool:
     """Wait for the keeper's word. False: it was just leaving, another one has to be found."""
     try:
-        word = b""
-        while not word.endswith(b"\n"):
-            word += await control.receive()
+        word = await _heard(control, b"ready\n", b"failed\n")
     except (anyio.EndOfStream, anyio.BrokenResourceError):
         await control.aclose()
         await anyio.sleep(0.01)
@@ -273,10 +347,23 @@ async def _is_ready(home: _Home, control: SocketStream) -> bool:
     except BaseException:
         await anyio.aclose_forcefully(control)
         raise
-    if word.startswith(b"ready\n"):
+    if word == b"ready\n":
         return True
+    error = _did_not_start(home)  # the log may go when the keeper hears that we do
     await control.aclose()
-    raise StoreUnavailable(str(home), f"it did not start; its log ends with: {_log_end(home)}")
+    raise error
+
+
+async def _heard(control: SocketStream, *words: bytes) -> bytes:
+    """Wait until the keeper says one of the words, whatever it said before."""
+    heard = b""
+    while not heard.endswith(words):
+        heard += await control.receive()
+    return next(word for word in words if heard.endswith(word))
+
+
+def _did_not_start(home: Home) -> StoreUnavailable:
+    return StoreUnavailable(str(home), f"it did not start; its log ends with: {home.log_end()}")
 
 
 async def _leave(control: SocketStream) -> None:
@@ -305,8 +392,3 @@ def _open_log(path: Path) -> BinaryIO:
     except OSError as error:
         why = f"{path.parent} can't be the directory of the data: {error.strerror}"
         raise ConfigurationError("path", why, _SOURCE) from None
-
-
-def _log_end(home: _Home) -> str:
-    lines = home.log.read_text(errors="replace").splitlines()
-    return " | ".join(line.strip()[:300] for line in lines[-_LOG_LINES:])

@@ -7,12 +7,17 @@ it and starts fast. It takes a plan, as JSON in its only argument:
     data        the directory of the data
     control     the socket on which users come and go
     socket      the socket of the server
-    throw_away  whether the data goes with the server
+    restarts    whether a server that ends by itself is started again
+    throw_away  whether the data goes with the last user
 
 A user is an open connection to the control socket. It is told `ready` once the server answers, or
 `failed` when the server ended before; the reason is in the log, where the output of both goes. When
 the user hangs up, the keeper does too: at once if there are other users, and otherwise when the
 server has stopped.
+
+A server that is not to be restarted stays down when it ends, and its users are told `ended`. Tests of
+clusters kill servers: such a user may send the number of a signal for the server, and is told
+`sent` or `ended`; or `start`, to have one that has ended started again. An order ends with a new line.
 
 At most one server works on the data: keeper and server share a lock on `data/lock`, which the
 kernel keeps as long as one of them lives. A keeper that finds it taken leaves it to the keeper that
@@ -132,6 +137,7 @@ class Keeper:
         self._ready = False  # as far as we know, it answers
         self._proven = False  # it did answer once
         self._restarts = 0  # since then
+        self._down = False  # it has ended, and is not started before somebody says so
         self._stopping = False
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
         self._selector = selectors.DefaultSelector()
@@ -141,14 +147,19 @@ class Keeper:
     def run(self) -> None:
         """Keep the server until the last user has gone."""
         patience = time.monotonic() + _FIRST_USER_SECONDS
-        self._server = self._start()
+        try:
+            self._server = self._start()
+        except OSError as error:
+            print(error, file=sys.stderr, flush=True)
+            self._fail()
+            return
         while not self._stopping:
-            waiting = not self._ready or not self._users
+            waiting = not (self._ready or self._down) or not self._users
             for key, _ in self._selector.select(_POLL_SECONDS if waiting else None):
                 key.data(key.fileobj)
-            if self._server.poll() is not None and not self._restart():
+            if self._has_ended() and not self._down and not self._goes_on():
                 return
-            if not self._ready and self._answers():
+            if not self._ready and not self._down and self._answers():
                 self._ready = self._proven = True
                 self._restarts = 0
                 self._tell(b"ready\n")
@@ -174,30 +185,48 @@ class Keeper:
         if self._libc is not None:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    def _restart(self) -> bool:
-        """Start a server anew that was ready, or was killed, and whose data are not gone with it.
+    def _has_ended(self) -> bool:
+        return self._server.poll() is not None
+
+    def _goes_on(self) -> bool:
+        """Start a server anew that was ready, or was killed; or leave it down, if that is the plan.
 
         One that ended by itself before it was ready would do so again.
         """
         self._restarts += 1
         was_killed = self._server.returncode < 0
         hopeful = (self._proven or was_killed) and self._restarts <= _MOST_RESTARTS
-        if hopeful and not self._plan["throw_away"]:
-            self._ready = self._proven = False
-            self._server = self._start()
+        if hopeful and self._plan["restarts"]:
+            self._start_again()
             return True
-        deadline = time.monotonic() + _FIRST_USER_SECONDS
-        while not self._users and time.monotonic() < deadline:
-            self._selector.select(_POLL_SECONDS)
-            self._welcome(self._control)
-        self._tell(b"failed\n")
-        self._clean_up()
+        if self._proven:
+            self._ready, self._down = False, True
+            self._tell(b"ended\n")
+            return True
+        self._fail()
         return False
+
+    def _start_again(self) -> None:
+        self._ready = self._proven = self._down = False
+        self._server = self._start()
+
+    def _fail(self) -> None:
+        """Tell the users, and clean up once they have read the log and gone."""
+        told: set[socket.socket] = set()
+        deadline = time.monotonic() + _FIRST_USER_SECONDS
+        while (self._users or not told) and time.monotonic() < deadline:
+            for user in self._users - told:
+                self._send(user, b"failed\n")
+            told |= self._users
+            for key, _ in self._selector.select(_POLL_SECONDS):
+                key.data(key.fileobj)
+        self._clean_up()
 
     def _stop(self) -> None:
         self._control.close()
         Path(self._plan["control"]).unlink(missing_ok=True)
         self._server.terminate()
+        self._server.send_signal(signal.SIGCONT)  # or one that is paused would not hear of it
         # Without its directory it can't save, and would refuse to end.
         patience = _STOP_SECONDS if Path(self._plan["data"]).is_dir() else 0
         try:
@@ -229,6 +258,8 @@ class Keeper:
             user.setblocking(False)
             self._users.add(user)
             self._selector.register(user, selectors.EVENT_READ, self._hear)
+            if self._down:
+                self._start_again()
             # It may just have been killed, and we have not heard of it yet.
             self._ready = self._ready and self._answers()
             if self._ready:
@@ -236,12 +267,14 @@ class Keeper:
 
     def _hear(self, user: socket.socket) -> None:
         try:
-            if user.recv(64):
-                return
+            orders = user.recv(64)
         except BlockingIOError:
             return
         except OSError:
-            pass  # it was killed, which is a good-bye too
+            orders = b""  # it was killed, which is a good-bye too
+        if orders:
+            self._obey(user, orders)
+            return
         self._selector.unregister(user)
         self._users.remove(user)
         self._welcome(self._control)
@@ -250,6 +283,17 @@ class Keeper:
         else:
             self._last_user = user  # hung up when this process ends, after the server
             self._stopping = True
+
+    def _obey(self, user: socket.socket, orders: bytes) -> None:
+        for order in orders.split():
+            if order == b"start":
+                if self._down:
+                    self._start_again()
+            elif self._has_ended():
+                self._send(user, b"ended\n")
+            else:
+                self._server.send_signal(int(order))
+                self._send(user, b"sent\n")
 
     def _tell(self, word: bytes) -> None:
         for user in self._users:
