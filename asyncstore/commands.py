@@ -5,6 +5,7 @@ Results go to the standard output, everything said about them to the standard er
 `doctor` has its own: 0 all good, 1 warnings only, 2 something is bad, a server that does not answer
 and a wrong configuration included.
 `verify` tells apart what scripts need: 0 nothing is wrong, 1 something is, 2 it could not look.
+`cluster start` stays until a signal says stop, and that is all done: 0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import stat
 import sys
 import time
@@ -24,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
+import anyio
 import anyio.to_thread
 import typer
 from rich.console import Console
@@ -31,9 +34,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncstore import __version__, acl, transfer, verify
+from asyncstore import __version__, acl, embedded_cluster, transfer, verify
 from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent, InvalidName
-from asyncstore.settings import EMBEDDED, Settings
+from asyncstore.settings import EMBEDDED, URLS_VARIABLE, Settings
 from asyncstore.store import examine
 from asyncstore.store import open as open_store
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from asyncstore.checks import Finding, Report
+    from asyncstore.embedded_cluster import Cluster
     from asyncstore.settings import Options
     from asyncstore.transfer import ImportReport
     from asyncstore.verify import Problem
@@ -56,6 +60,8 @@ _DOCTOR_CODES = {"good": 0, "warning": 1, "bad": 2}
 _COLOURS = {"good": "green", "warning": "yellow", "bad": "red"}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_clusters = typer.Typer(no_args_is_help=True, help="A cluster on this machine, to try things on.")
+app.add_typer(_clusters, name="cluster")
 _say = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 Url = Annotated[
@@ -165,6 +171,23 @@ def acl_(
         _say.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
     _say.print("give the user a password, too: ACL SETUSER … '>the password'", markup=False)
+
+
+@_clusters.command("start")
+def cluster_start(
+    primaries: Annotated[int, typer.Option(help="How many share the slots.")] = 3,
+    replicas: Annotated[int, typer.Option(help="How many each primary has.")] = 1,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where the data last; without it, they go with the cluster."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")] = False,
+) -> None:
+    """Run a cluster of embedded servers on free local ports, until Ctrl-C.
+
+    Started again in the same directory, the same cluster comes back.
+    """
+    _run(lambda: _cluster_start(primaries, replicas, directory, as_json))
 
 
 def _options(url: str | None, key_prefix: str | None) -> Options:
@@ -442,3 +465,56 @@ def _cells(finding: Finding) -> tuple[Text, ...]:
         meaning.append(f"\n→ {finding.remedy}", style="bold")
     level = Text(finding.level, style=_COLOURS[finding.level])
     return level, Text(finding.name), Text(finding.found), meaning
+
+
+# Cluster
+
+
+async def _cluster_start(
+    primaries: int, replicas: int, directory: Path | None, as_json: bool
+) -> int:
+    started = time.perf_counter()
+    with _until_stopped():
+        async with embedded_cluster.running(
+            primaries=primaries, replicas=replicas, directory=directory
+        ) as cluster:
+            print(_described(cluster, as_json), flush=True)
+            _say.print(f"ready in {time.perf_counter() - started:.1f} s; Ctrl-C stops it")
+            await anyio.sleep_forever()
+    _say.print("stopped")
+    return 0
+
+
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    """Leave the block in good order when a signal says stop, also when it comes again and again."""
+    loop = asyncio.get_running_loop()
+    with anyio.CancelScope() as scope:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, scope.cancel)
+        yield
+
+
+def _described(cluster: Cluster, as_json: bool) -> str:
+    nodes = cluster.nodes
+    if as_json:
+        shown = [
+            {
+                "url": node.url,
+                "pid": node.pid,
+                "directory": str(node.directory),
+                "primary": node.is_primary,
+            }
+            for node in nodes
+        ]
+        return json.dumps({"urls": cluster.urls, "nodes": shown})
+    urls = ", ".join(f'"{url}"' for url in cluster.urls)
+    roles = (("primary" if node.is_primary else "replica", node) for node in nodes)
+    return "\n".join(
+        [
+            *(f"{role}  {node.url}  pid {node.pid}  {node.directory}" for role, node in roles),
+            "",
+            f"asyncstore.open(urls=[{urls}])",
+            f"export {URLS_VARIABLE}={','.join(cluster.urls)}",
+        ]
+    )

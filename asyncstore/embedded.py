@@ -76,18 +76,22 @@ class Home:
 
     @property
     def socket(self) -> Path:
+        """The server's."""
         return self.sockets / "server.sock"
 
     @property
     def url(self) -> str:
+        """How the server is reached."""
         return f"unix://{quote(str(self.socket))}"
 
     @property
     def control(self) -> Path:
+        """The keeper's socket."""
         return self.sockets / "control.sock"
 
     @property
     def log(self) -> Path:
+        """Where server and keeper write what they have to say."""
         return self.data / "server.log"
 
     def log_end(self) -> str:
@@ -224,6 +228,13 @@ def find_binary() -> Path:
     raise ConfigurationError("backend", why, _SOURCE)
 
 
+def check_platform() -> None:
+    """Raise `ConfigurationError` where no embedded server can run."""
+    if sys.platform == "win32":
+        why = "an embedded server needs Linux or macOS: set the url of a server"
+        raise ConfigurationError("backend", why, _SOURCE)
+
+
 def prepare(
     directory: Path | None,
     *,
@@ -235,9 +246,7 @@ def prepare(
 
     A throw-away server never restarts.
     """
-    if sys.platform == "win32":
-        why = "an embedded server needs Linux or macOS: set the url of a server"
-        raise ConfigurationError("backend", why, _SOURCE)
+    check_platform()
     binary = binary or find_binary()
     if directory is None:
         data = Path(tempfile.mkdtemp(prefix="asyncstore-"))

@@ -15,9 +15,9 @@ A user is an open connection to the control socket. It is told `ready` once the 
 the user hangs up, the keeper does too: at once if there are other users, and otherwise when the
 server has stopped.
 
-A server that is not to be restarted stays down when it ends, and its users are told `ended`. Tests of
-clusters kill servers: such a user may send the number of a signal for the server, and is told
-`sent` or `ended`; or `start`, to have one that has ended started again. An order ends with a new line.
+A server that is not to be restarted stays down when it ends, and its users are told `ended`. They
+may give orders, each with a new line: the number of a signal for the server, which is answered by
+`sent`, or `ended` if there is no server any more; and `start`, to have it started again.
 
 At most one server works on the data: keeper and server share a lock on `data/lock`, which the
 kernel keeps as long as one of them lives. A keeper that finds it taken leaves it to the keeper that

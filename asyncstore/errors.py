@@ -24,6 +24,14 @@ class AsyncStoreError(Exception):
         return type(self), tuple(getattr(self, field.name) for field in fields)
 
 
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first error of a task group, for callers who need not know that there is one."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 # What the caller gave
 
 

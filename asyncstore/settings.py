@@ -30,6 +30,7 @@ REDIS: Final = "redis"
 
 FILE_NAME: Final = "asyncstore.toml"
 DEFAULT_DIRECTORY: Final = ".asyncstore"
+URLS_VARIABLE: Final = "ASYNCSTORE_URLS"
 
 _ENVIRONMENT: Final = "the environment"
 _ARGUMENTS: Final = "the arguments"
@@ -382,7 +383,7 @@ def _parse_list(text: str) -> list[str]:
 _SETTINGS: Final = (
     _Setting("backend", "storage.backend", "STORAGE_BACKEND"),
     _Setting("url", "storage.redis.url", "REDIS_URL"),
-    _Setting("urls", "storage.redis.urls", "ASYNCSTORE_URLS", _parse_list),
+    _Setting("urls", "storage.redis.urls", URLS_VARIABLE, _parse_list),
     _Setting("path", "storage.embedded.path", "ASYNCSTORE_PATH"),
     _Setting("key_prefix", "storage.key_prefix", "ASYNCSTORE_KEY_PREFIX"),
     _Setting("max_event_bytes", "storage.max_event_bytes", "ASYNCSTORE_MAX_EVENT_BYTES", int),

@@ -42,6 +42,7 @@ from asyncstore.errors import (
     InvalidValue,
     OutcomeUnknown,
     SequenceConflict,
+    first_of,
 )
 from asyncstore.names import MAIN, MAX_SEQUENCE, check_sequence
 from asyncstore.values import ANY, Aggregate, Event, Source, Trace, check_trace
@@ -271,7 +272,7 @@ class Import:
                 for aggregate, lines in batches.items():
                     tasks.start_soon(self._write, aggregate, lines)
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_of(group) from None
 
     async def _write(self, aggregate: Aggregate, lines: list[_Line]) -> None:
         # `blocked` is no help here: it may be a later line that is bad.
@@ -501,13 +502,6 @@ def _unstorable(lines: list[_EventLine]) -> dict[int, str]:
         except (InvalidType, InvalidValue) as error:
             return {line.number: str(error)}
     return {}
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 # Parsing

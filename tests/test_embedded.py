@@ -33,6 +33,7 @@ from asyncstore import (
 )
 from tests.builders import numbered, sequences
 from tests.polling import eventually
+from tests.processes import children_of, gone, is_running, parent_of
 
 ORDER = Aggregate("orders", "1")
 
@@ -78,40 +79,6 @@ def server_pid(directory: Path) -> int:
         return int(client.info("server")["process_id"])
 
 
-def stat_of(pid: int) -> tuple[str, int] | None:
-    """The state of a process and its parent; None if there is none."""
-    if Path("/proc/self/stat").exists():
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return fields[0], int(fields[1])
-    answer = subprocess.run(
-        ["ps", "-o", "stat=,ppid=", "-p", str(pid)],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    fields = answer.stdout.split()
-    return (fields[0], int(fields[1])) if fields else None
-
-
-def parent_of(pid: int) -> int:
-    found = stat_of(pid)
-    assert found is not None
-    return found[1]
-
-
-def children_of(pid: int) -> list[int]:
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    found = stat_of(pid)
-    return found is not None and not found[0].startswith("Z")
-
-
 async def written(directory: Path) -> None:
     """Wait until the server has handed its append-only file to the kernel.
 
@@ -124,10 +91,6 @@ async def written(directory: Path) -> None:
         return bool(state["aof_buffer_length"] == 0 and state["aof_pending_bio_fsync"] == 0)
 
     await eventually(is_written, "the append-only file was written")
-
-
-async def gone(pid: int) -> None:
-    await eventually(lambda: not is_running(pid), f"process {pid} ended")
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ ORDER = [
     "lanes",
     "embedded_keeper",
     "embedded",
+    "embedded_cluster",
     "positions",
     "snapshots",
     "reading",
@@ -93,7 +94,7 @@ def test_imports_point_down(module: str) -> None:
         ("tomli_w", {"settings"}),
         ("typer", {"commands"}),
         ("rich", {"commands"}),
-        ("anyio", {"commands", "embedded", "transfer", "transport"}),
+        ("anyio", {"commands", "embedded", "embedded_cluster", "transfer", "transport"}),
     ],
 )
 def test_who_knows_which_library(library: str, users: set[str]) -> None:
