@@ -241,7 +241,7 @@ class Cluster:
         known = dict(record.ports)
         await _together(self._launch(name) for name in list(known) or record.names())
         self.nodes.sort(key=lambda node: _number(node.name))
-        record.save()  # from here on, what is in the directory is ours
+        record.save()
         async with _lines_to(self.nodes) as lines:
             if not record.is_formed:
                 await self._form(lines)
@@ -280,7 +280,7 @@ class Cluster:
             self._record.directory_of(name),
             binary=self._binary,
             restarts=False,
-            settings={"port": str(port), **self._settings},
+            settings={**self._settings, "port": str(port)},
         )
         node = Node(name, home)
         try:
@@ -427,6 +427,7 @@ def _read_record(directory: Path, primaries: int, replicas: int) -> _Record:
     if not record.is_formed:
         for name in {*record.names(), *record.ports}:
             shutil.rmtree(directory / name, ignore_errors=True)
+        new.save()
         return new
     if (record.primaries, record.replicas) != (primaries, replicas):
         why = (
@@ -549,6 +550,10 @@ class _Line:
         self._transport = transport
 
     async def ask(self, *command: Argument) -> str:
+        """Return the answer to a command; one that changes something may be refused if sent twice.
+
+        The transport sends it again when the connection breaks, which ends the forming anyway.
+        """
         try:
             reply: bytes = await self._transport.command(is_text, *command)
         except StoreUnavailable as error:

@@ -18,10 +18,17 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 import redis
 
-from asyncstore import ConfigurationError, InvalidValue, StoreUnavailable, embedded_cluster
+from asyncstore import (
+    ConfigurationError,
+    InvalidValue,
+    StoreUnavailable,
+    embedded,
+    embedded_cluster,
+)
 from asyncstore.embedded_cluster import Cluster, Node
 from tests import servers
 from tests.polling import eventually
@@ -92,8 +99,14 @@ def info(node: Node) -> dict[str, str]:
 def shares(node: Node) -> list[int]:
     """How many slots each range has that a node knows of."""
     with client_of(node) as client:
-        ranges = client.execute_command("CLUSTER SLOTS")
-    return [last - first + 1 for first, last, *_ in ranges]
+        return [last - first + 1 for first, last, *_ in client.execute_command("CLUSTER SLOTS")]
+
+
+def hosts(node: Node) -> set[str]:
+    """Where a node sends clients."""
+    with client_of(node) as client:
+        slots = client.execute_command("CLUSTER SLOTS")
+    return {owner[0] for _, _, *owners in slots for owner in owners}
 
 
 def kind(missing: str | None) -> pytest.MarkDecorator:
@@ -147,6 +160,7 @@ class TestForming:
                 n.port for n in primaries(cluster) for _ in range(each)
             )
             assert sum(shares(cluster.nodes[-1])) == SLOTS
+            assert hosts(cluster.nodes[0]) == {"127.0.0.1"}
             with of_cluster(cluster) as client:
                 assert client.set("key", "1")
 
@@ -160,17 +174,18 @@ class TestForming:
                 assert info(cluster.nodes[0])["cluster_known_nodes"] == "3"
 
     async def test_settings_reach_each_server(self) -> None:
+        wanted = {
+            "appendonly": "yes",
+            "bind": "127.0.0.1",
+            "cluster-node-timeout": "700",
+            "repl-diskless-sync-delay": "0",
+        }
         async with embedded_cluster.running(
             primaries=2, replicas=0, node_timeout=0.7, settings={"appendonly": "yes"}
         ) as cluster:
             for node in cluster.nodes:
                 with client_of(node) as client:
-                    found = client.config_get("cluster-node-timeout", "appendonly", "bind")
-                assert found == {
-                    "cluster-node-timeout": "700",
-                    "appendonly": "yes",
-                    "bind": "127.0.0.1",
-                }
+                    assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
     @pytest.mark.parametrize("bus", [0, 10_000])
     async def test_a_port_that_was_taken_meanwhile(
@@ -302,6 +317,20 @@ class TestFaults:
             assert re.search(r"not whole after 0.5 s: node-\d at redis://\S+ (says|has|does)", said)
             assert re.search(why, said)
 
+    def test_nodes_that_do_not_agree_are_not_whole(self) -> None:
+        # It passes too soon to be caught in the act.
+        fine = {"cluster_state": "ok", "cluster_slots_ok": "16384"}
+        views = []
+        for name, mine, others in [("a", "0-16383", ""), ("b", "", "0-16382 [16383->-a]")]:
+            lines = [f"{name} 127.0.0.1:1@2 myself,master - 0 0 1 connected {mine}"]
+            lines += [f"{'ab'.strip(name)} 127.0.0.1:3@4 master - 0 0 2 connected {others}"]
+            peers = [embedded_cluster._Peer.parse(line) for line in lines]
+            home = embedded.Home(Path(), Path(), Path(), True, False, {})
+            views.append(embedded_cluster._View(Node(name, home), peers, fine, {}))
+        assert embedded_cluster._lack_of_whole(views[:1] * 2) is None
+        lack = embedded_cluster._lack_of_whole(views)
+        assert lack == (views[1].node, "does not agree with a who has which slots")
+
     async def test_a_node_that_is_down_is_named(self) -> None:
         async with quick(primaries=3, replicas=0) as cluster:
             await cluster.nodes[1].kill()
@@ -325,7 +354,10 @@ class TestKeeping:
 
     async def test_it_comes_back_where_ports_are_taken(self, tmp_path: Path) -> None:
         async with embedded_cluster.running(directory=tmp_path) as cluster:
-            taken = [cluster.nodes[0].port, cluster.nodes[1].port + 10_000, cluster.nodes[3].port]
+            # All of them: or who has moved would find those who have not.
+            taken = [
+                node.port + bus for node, bus in zip(cluster.nodes, [0, 10_000] * 3, strict=True)
+            ]
             urls = set(cluster.urls)
             with of_cluster(cluster) as client:
                 client.set("key", "1")
@@ -336,7 +368,7 @@ class TestKeeping:
                 other.bind(("127.0.0.1", port))
                 other.listen()
             async with embedded_cluster.running(directory=tmp_path) as cluster:
-                assert len(urls & set(cluster.urls)) == 3
+                assert not urls & set(cluster.urls)
                 with of_cluster(cluster) as client:
                     assert client.get("key") == "1"
                     client.set("key", "2")
@@ -480,6 +512,17 @@ class TestRefusals:
                 async with asyncio.timeout(delay), embedded_cluster.running():
                     await asyncio.Event().wait()
         await eventually(lambda: not list(temporary.iterdir()), "the directories went")
+
+    async def test_a_cancelled_user_leaves_in_good_order(self, temporary: Path) -> None:
+        pids: list[int] = []
+        with anyio.CancelScope() as scope:
+            async with embedded_cluster.running(primaries=1) as cluster:
+                pids += [node.pid for node in cluster.nodes]
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert len(pids) == 2
+        assert not any(map(is_running, pids))
+        assert list(temporary.iterdir()) == []
 
 
 PARENT = """
