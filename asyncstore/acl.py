@@ -16,6 +16,8 @@ COMMANDS: Final = (
     *("set", "time", "exists", "unlink", "hget", "hgetall", "hmget", "hset"),
     *("hlen", "rename", "sadd", "scard", "smembers", "zadd", "zrem"),
     *("zremrangebylex", "zremrangebyrank", "zremrangebyscore", "zunionstore"),
+    # the nodes of a cluster, and indexes that are in another slot
+    *("cluster|slots", "cluster|info", "cluster|nodes", "asking", "readonly", "incr"),
     # durability levels, and `store.check()`
     *("wait", "config|get", "memory|usage"),
 )

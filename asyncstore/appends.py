@@ -1,4 +1,4 @@
-"""Appends travel in groups: one script call for many aggregates of one domain and edition.
+"""Appends travel in groups: one script call for many aggregates of one domain, edition and slot.
 
 Each append has its own check, answer and failure; what is paid once a call is the call itself, the
 server's clock and the numbers of the commits. A group leaves
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from asyncstore.transport import Transport
     from asyncstore.values import Aggregate
     from asyncstore.wire import Argument, Reply, Request
+
+_Place = tuple[str, str, int | None]
+"""Domain, edition, and on a cluster the slot: what is one for all appends of a group."""
 
 FIRST_APPENDS: Final = 4
 MOST_APPENDS: Final = 16
@@ -81,17 +84,16 @@ class _Group:
 
 @dataclass(slots=True)
 class Appender:
-    """Collects appends and sends them in groups, by domain and edition.
+    """Collects appends and sends them in groups, by domain, edition and slot.
 
-    `proofs` returns commands that go right behind each group, whose replies its callers get too:
-    with proofs, a caller gets its part of the reply and a list of theirs. It is told for how many
-    seconds the first of the callers has waited.
+    `prove` returns commands that go right behind each group, whose replies its callers get too: see
+    `Shipment`. Then a caller gets its part of the reply and a list of theirs.
     """
 
     _transport: Transport
     _keys: Keys
-    _proofs: Callable[[float], list[list[Argument]]] | None = None
-    _open: dict[tuple[str, str], _Group] = field(default_factory=dict)
+    _prove: Callable[[float], list[list[Argument]]] | None = None
+    _open: dict[_Place, _Group] = field(default_factory=dict)
 
     def send(
         self,
@@ -100,23 +102,22 @@ class Appender:
         about: list[Argument],
         events: list[bytes],
         size: int,
+        slot: int | None = None,
         born: float | None = None,
     ) -> asyncio.Future[Reply]:
         """Send an append; the future gets the script's answer for it.
 
-        `keys` and `about` are what append.lua wants of an aggregate before its events. `born` is
-        when the caller began to wait, if it was not now.
+        `keys` and `about` are what append.lua wants of an aggregate before its events. `slot` is
+        that of the root on a cluster, `born` when the caller began to wait, if it was not now.
         """
         loop = self._transport.loop()
         reply = loop.create_future()
         began = loop.time() if born is None else born
         append = Append(keys, [*about, *events], len(events) // 2, size, reply, began)
-        self._take((aggregate.domain, aggregate.edition), append, loop)
+        self._take((aggregate.domain, aggregate.edition, slot), append, loop)
         return reply
 
-    def _take(
-        self, place: tuple[str, str], append: Append, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def _take(self, place: _Place, append: Append, loop: asyncio.AbstractEventLoop) -> None:
         """Send an append when it is time."""
         if not self._open:
             if self._transport.is_idle():
@@ -125,7 +126,7 @@ class Appender:
             loop.call_soon(self._flush)
         self._add(place, append)
 
-    def _add(self, place: tuple[str, str], append: Append) -> None:
+    def _add(self, place: _Place, append: Append) -> None:
         group = self._open.get(place) or self._first_group()
         if not group.has_room_for(append):
             group = self._send_at_once(place, group)
@@ -137,7 +138,7 @@ class Appender:
     def _first_group(self) -> _Group:
         return _Group(FIRST_APPENDS)
 
-    def _send_at_once(self, place: tuple[str, str], group: _Group) -> _Group:
+    def _send_at_once(self, place: _Place, group: _Group) -> _Group:
         """Send a group before the turn has ended, and return the next one."""
         self._send_group(place, group.appends)
         self._transport.flush()
@@ -150,26 +151,26 @@ class Appender:
             self._send_group(place, group.appends)
         self._transport.flush()
 
-    def _send_group(self, place: tuple[str, str], appends: list[Append]) -> None:
+    def _send_group(self, place: _Place, appends: list[Append]) -> None:
         live = _waiting(appends)
         if not live:
             return
         try:
             request = self._request(place, live)
-            if self._proofs:
-                waited = self._transport.loop().time() - request.born
-                request = Shipment([request], self._proofs(waited))
+            if self._prove is not None:
+                request = Shipment([request], self._prove)
             self._transport.send(request)
         except Exception as error:
             _refuse(live, error)
 
-    def _request(self, place: tuple[str, str], appends: list[Append]) -> Request:
-        domain, edition = place
+    def _request(self, place: _Place, appends: list[Append]) -> Request:
+        domain, edition, slot = place
+        tag = self._keys.tag_of_slot(slot)
         keys = [
-            self._keys.commits(),
-            self._keys.roots(domain, edition),
-            self._keys.editions(domain),
-            self._keys.domains(),
+            self._keys.commits(tag),
+            self._keys.roots(domain, edition, tag),
+            self._keys.editions(domain, tag),
+            self._keys.domains(tag),
         ]
         mark = ""  # the transport sets it when it sends the group again
         arguments: list[Argument] = [mark, domain, edition, len(appends)]
@@ -178,7 +179,7 @@ class Appender:
             arguments += append.arguments
         callers = [append.reply for append in appends]
         born = min(append.born for append in appends)
-        return scripts.APPEND.request(keys, arguments, callers, born, is_group=True)
+        return scripts.APPEND.request(keys, arguments, callers, born, is_group=True, slot=slot)
 
 
 @dataclass(slots=True)
@@ -220,11 +221,9 @@ class HeldAppender(Appender):
     """
 
     turns: Turns = field(default_factory=Turns)
-    _full: list[tuple[tuple[str, str], _Group]] = field(default_factory=list)
+    _full: list[tuple[_Place, _Group]] = field(default_factory=list)
 
-    def _take(
-        self, place: tuple[str, str], append: Append, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def _take(self, place: _Place, append: Append, loop: asyncio.AbstractEventLoop) -> None:
         if not self._open and not self._full:
             self.turns.ask(self._depart, loop)
         self._add(place, append)
@@ -232,7 +231,7 @@ class HeldAppender(Appender):
     def _first_group(self) -> _Group:
         return _Group(HELD_APPENDS)
 
-    def _send_at_once(self, place: tuple[str, str], group: _Group) -> _Group:
+    def _send_at_once(self, place: _Place, group: _Group) -> _Group:
         self._full.append((place, group))
         return self._first_group()
 
@@ -247,9 +246,7 @@ class HeldAppender(Appender):
             requests = [self._request(place, appends) for place, appends in live]
             # A script that is not there would have its proofs wait in vain.
             requests[0].name_source()
-            born = min(request.born for request in requests)
-            proofs = self._proofs(self._transport.loop().time() - born) if self._proofs else []
-            shipment = Shipment(requests, proofs)
+            shipment = Shipment(requests, self._prove or _nothing)
             self._transport.send(shipment)
             self._transport.flush()
         except Exception as error:
@@ -269,3 +266,7 @@ def _refuse(appends: list[Append], error: Exception) -> None:
     """Raise an error in those who wait: whatever it is, it belongs to them."""
     for append in appends:
         append.reply.set_exception(copy.copy(error))
+
+
+def _nothing(_: float) -> list[list[Argument]]:
+    return []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from asyncstore import codec, forms
 from asyncstore.errors import InvalidName, StoreUnavailable, UnexpectedReply
+from asyncstore.keys import ALL
 from asyncstore.names import MAIN
 from asyncstore.settings import EMBEDDED
 from asyncstore.values import Aggregate
@@ -532,7 +533,8 @@ class _Questions:
 
     async def _store_clock(self) -> _Verdict:
         # Asked for in this order on one connection: an honest commit is older than the clock.
-        commits, now = await asyncio.gather(self._text_or_nil(self._keys.commits()), self._time())
+        key = self._keys.commits(ALL)
+        commits, now = await asyncio.gather(self._text_or_nil(key), self._time())
         _, _, last = (commits or b"").partition(b" ")
         ahead = int(last) / 1_000_000 - now if last.isdigit() else 0.0
         if ahead <= _CLOCK_SECONDS:
@@ -567,12 +569,12 @@ class _Questions:
     async def _last_changed(self) -> list[Aggregate]:
         """Return some of the last changed aggregates of each domain: a bounded number of them."""
         texts = forms.is_texts
-        names = await self._command(texts, "ZRANGE", self._keys.domains(), 0, _DOMAINS - 1)
+        names = await self._command(texts, "ZRANGE", self._keys.domains(ALL), 0, _DOMAINS - 1)
         domains = [name.decode(errors="replace") for name in names]
         roots = await asyncio.gather(
             *(
-                self._command(texts, "ZRANGE", self._keys.roots(domain, MAIN), 0, _ROOTS - 1, "REV")
-                for domain in domains
+                self._command(texts, "ZRANGE", key, 0, _ROOTS - 1, "REV")
+                for key in (self._keys.roots(domain, MAIN, ALL) for domain in domains)
             )
         )
         pairs = zip(domains, roots, strict=True)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from asyncstore.values import Event, Trace
 
 LAYOUT: Final = 1
+_BY_SLOT: Final = b" by slot"
 """The version of the stored form: the keys in `keys` and the values here."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -297,3 +298,8 @@ def _has_non_finite(value: Any) -> bool:
         elif isinstance(item, tuple):
             rest.extend(tuple.__iter__(item))
     return False
+
+
+def layout(*, by_slot: bool) -> bytes:
+    """Return what a store is marked with: a cluster has other indexes, one for each slot."""
+    return b"%d" % LAYOUT + (_BY_SLOT if by_slot else b"")

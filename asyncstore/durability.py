@@ -171,8 +171,7 @@ class Levels:
             info: bytes = await self._transport.command(forms.is_text, "INFO", "replication")
         except UnexpectedReply:
             return None
-        lines = info.decode(errors="replace").splitlines()
-        return sum(line.startswith("slave") and "state=online" in line for line in lines)
+        return sum(one.is_online for one in forms.replicas_of(forms.fields_of(info)))
 
     async def _look_at_fsync(self) -> str:
         if self._always:
@@ -198,7 +197,9 @@ class Levels:
             info: bytes = await self._transport.command(forms.is_text, "INFO", "persistence")
         except UnexpectedReply:
             return ""
-        if b"aof_rewrite_in_progress:1" not in info:
+        fields = forms.fields_of(info)
+        rewrites = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
+        if not any(fields.get(name) == "1" for name in rewrites):
             return ""
         return "its AOF is being rewritten, and it can't tell whether for the first time"
 

@@ -32,7 +32,7 @@ from asyncstore.errors import (
     first_of,
 )
 from asyncstore.forms import is_text
-from asyncstore.transport import Transport
+from asyncstore.transport import Bounds, Transport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -50,7 +50,7 @@ _PORTS: Final = range(12_000, 22_000)
 _BUS: Final = 10_000
 _MORE_PORTS: Final = 4
 _POLL_SECONDS: Final = 0.02
-_CALL_SECONDS: Final = 5.0
+_BOUNDS: Final = Bounds(timeout=5.0, max_commands=100, max_bytes=1 << 20)
 _READY_SECONDS: Final = 60.0
 _NODE_TIMEOUT: Final = 2.0
 _RECORD: Final = "cluster.json"
@@ -586,9 +586,9 @@ async def _lines_to(nodes: Iterable[Node]) -> AsyncIterator[list[_Line]]:
     async with contextlib.AsyncExitStack() as stack:
         lines = []
         for node in nodes:
-            transport = Transport(timeout=_CALL_SECONDS, max_commands=100, max_bytes=1 << 20)
+            transport = Transport(node._home.url, str(node), _BOUNDS)
             try:
-                await transport.open(node._home.url, str(node))
+                await transport.open()
             except StoreUnavailable as error:
                 raise _with_log(node, error) from None
             stack.push_async_callback(transport.aclose)

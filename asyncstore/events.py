@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from asyncstore import codec, forms, keys, scripts
+from asyncstore import forms, keys, scripts
 from asyncstore.errors import (
     AsyncStoreError,
     BranchExists,
     DurabilityNotReached,
-    EventTooLarge,
     HistoryRegressed,
     InvalidType,
     ProtectedEdition,
     SequenceConflict,
 )
+from asyncstore.listing import flat
 from asyncstore.names import (
     MAIN,
     check_bool,
@@ -29,16 +28,15 @@ from asyncstore.names import (
 )
 from asyncstore.reading import Range, Reader
 from asyncstore.recorded import EventBook, Loaded, RecordedEvent
+from asyncstore.sharing import all_of
 from asyncstore.values import (
     ANY,
-    NO_TRACE,
     Aggregate,
     Appended,
     Durability,
     Event,
     Expected,
     Source,
-    Trace,
     check_aggregate,
     check_durability,
     check_expected,
@@ -50,37 +48,27 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
 
-    from asyncstore.appends import Appender
     from asyncstore.durability import Reached
+    from asyncstore.erasing import Eraser
     from asyncstore.keys import Keys
-    from asyncstore.lanes import Lanes
-    from asyncstore.transport import Transport
-    from asyncstore.wire import Argument, Reply
+    from asyncstore.listing import Listing
+    from asyncstore.router import Router
+    from asyncstore.writing import Writer
 
-_PAGE_NAMES: Final = 1000
-_DELETE_ROUNDS: Final = 100  # handlers and correlation ids are met for the first time only so often
-_AT_ONCE: Final = 100  # aggregates that are deleted or looked through
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one append may hold; see Settings."""
-
-    max_event_bytes: int
-    max_append_bytes: int
-    max_append_events: int
+_AT_ONCE: Final = 100  # aggregates that are looked through
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
     """The events of a store."""
 
-    _transport: Transport
+    _router: Router
     _keys: Keys
-    _appender: Appender
-    _lanes: Lanes
+    _listing: Listing
     _reader: Reader
-    _limits: Limits
+    _eraser: Eraser
+    _writer: Writer
+    _durability: Durability  # of appends that name none
 
     async def append(
         self,
@@ -124,24 +112,14 @@ class Events:
         expected = check_expected(expected)
         trace = check_trace(idempotency_key, correlation_id, source)
         check_bool("missed", missed)
-        wanted = self._lanes.default if durability is None else check_durability(durability)
+        wanted = self._durability if durability is None else check_durability(durability)
         batch = _check_batch(events)
         if not batch:
             end = await self.next_sequence(aggregate)
             return Appended(end, end - 1)
-        encoded, size = self._encode(batch, trace)
-        place = "" if expected is ANY else str(expected)
-        about: list[Argument] = [aggregate.root, place, len(batch)]
-        about += _options(trace, missed=missed, durable=wanted is not Durability.MEMORY)
-        where = self._append_keys(aggregate, trace)
-        if wanted is Durability.MEMORY:
-            reply = await self._appender.send(aggregate, where, about, encoded, size)
-            reached = None
-        else:
-            reply, reached = await self._prove(wanted, aggregate, where, about, encoded, size)
-        parts = self._transport.checked(reply, "append")
-        if not forms.is_appended(parts):
-            raise self._transport.misfit("append")
+        parts, reached = await self._writer.store(
+            aggregate, batch, expected, trace, wanted, missed=missed
+        )
         tag, value = parts[:2]
         if tag == b"ok" and expected in (ANY, value):
             done = Appended(value, value + len(batch) - 1)
@@ -160,17 +138,12 @@ class Events:
         store's commit number, so that what the server says of it holds for all that was before.
         """
         check_aggregate(aggregate)
-        wanted = self._lanes.default if durability is None else check_durability(durability)
+        wanted = self._durability if durability is None else check_durability(durability)
         if wanted is Durability.MEMORY:
             return await self.next_sequence(aggregate)
-        about: list[Argument] = [aggregate.root, "", 0, *_options(NO_TRACE, durable=True)]
-        where = self._append_keys(aggregate, NO_TRACE)
-        reply, reached = await self._prove(wanted, aggregate, where, about, [], 0)
-        parts = self._transport.checked(reply, "append")
-        if not forms.is_appended(parts) or reached is None:
-            raise self._transport.misfit("append")
+        parts, reached = await self._writer.prove(aggregate, wanted)
         tag, end = parts[:2]
-        if tag != b"ok":
+        if tag != b"ok" or reached is None:
             raise await self._refusal(aggregate, ANY, parts, missed=False)
         _proven(aggregate, Appended(0, end - 1), wanted, reached)
         return int(end)
@@ -225,9 +198,9 @@ class Events:
         """
         where = self._keys.timeline(check_aggregate(aggregate))
         if aggregate.edition == MAIN:
-            count: int = await self._transport.command(forms.is_count, "ZCARD", *where)
+            count: int = await self._router.read(forms.is_count, "ZCARD", *where)
         else:
-            count = await self._transport.run(scripts.NEXT, where)
+            count = await self._router.run(scripts.NEXT, where)
         return count
 
     async def load(self, aggregate: Aggregate, *, schema_version: int | None = None) -> Loaded:
@@ -279,7 +252,8 @@ class Events:
         async def look_through(aggregate: Aggregate) -> EventBook:
             return EventBook(aggregate, await self._reader.find(aggregate, claim))
 
-        async for page in self._pages_of_names(self._keys.correlated(known), _AT_ONCE):
+        index = [self._keys.correlated(known)]
+        async for page in self._listing.pages_of_names(index, _AT_ONCE):
             named = [keys.find_aggregate(place) for place in page]
             books += await all_of(look_through(place) for place in named if place)
         # The index is in the order of its members' bytes, where some characters of a name come
@@ -298,13 +272,13 @@ class Events:
             raise ProtectedEdition(MAIN, "it is the one that others diverge from")
         at = check_sequence("at", at)
         where = [
-            self._keys.commits(),
-            *self._index_keys(aggregate),
+            self._keys.commits(self._keys.tag_of(aggregate.root)),
+            *self._keys.indexes_of(aggregate),
             *self._keys.timeline(aggregate),
             *self._keys.snapshots(aggregate),
         ]
         names = [aggregate.domain, aggregate.edition, aggregate.root]
-        outcome, sequence = await self._transport.run(scripts.BRANCH, where, [*names, at])
+        outcome, sequence = await self._router.run(scripts.BRANCH, where, [*names, at])
         if outcome == b"exists":
             raise BranchExists(aggregate, at, sequence)
         if outcome == b"conflict":
@@ -318,7 +292,7 @@ class Events:
         if check_aggregate(aggregate).edition == MAIN:
             return None
         key = self._keys.divergence(aggregate)
-        value = await self._transport.command(forms.is_place_or_nil, "GET", key)
+        value = await self._router.read(forms.is_place_or_nil, "GET", key)
         return None if value is None else int(value)
 
     async def delete(self, aggregate: Aggregate) -> int:
@@ -338,44 +312,7 @@ class Events:
         server's backups, and its append-only file until it is rewritten, have what was deleted.
         """
         check_aggregate(aggregate)
-        handlers: list[str] = []
-        names = [aggregate.domain, aggregate.edition, aggregate.root]
-        own = [
-            self._keys.events(aggregate),
-            *self._keys.snapshots(aggregate),
-            self._keys.handlers(aggregate),
-            self._keys.claims(aggregate),
-            self._keys.erasing(aggregate),
-            self._keys.divergence(aggregate),
-            *self._index_keys(aggregate),
-            self._keys.attached(aggregate.domain, aggregate.edition),
-        ]
-        for _ in range(_DELETE_ROUNDS):
-            positions = [self._keys.position(name, aggregate) for name in handlers]
-            outcome, *rest = await self._transport.run(
-                scripts.DELETE, [*own, *positions], [*names, *handlers]
-            )
-            if outcome == b"ok":
-                count, ids = rest
-                if ids:
-                    await self._erase_correlations(aggregate, ids)
-                return int(count)
-            handlers = [name.decode(errors="replace") for name in rest[0]]
-        raise self._transport.misfit("delete")
-
-    async def _erase_correlations(self, aggregate: Aggregate, ids: list[bytes]) -> None:
-        """Take an aggregate that was erased out of the indexes of correlation ids."""
-        own = [
-            self._keys.erasing(aggregate),
-            self._keys.claims(aggregate),
-            self._keys.attached(aggregate.domain, aggregate.edition),
-            self._keys.handlers(aggregate),
-            self._keys.snapshots(aggregate)[0],
-        ]
-        names = [aggregate.domain, aggregate.edition, aggregate.root]
-        while ids:
-            indexes = [self._keys.correlated(name.decode(errors="replace")) for name in ids]
-            ids = await self._transport.run(scripts.ERASE, [*own, *indexes], [*names, *ids])
+        return await self._eraser.erase(aggregate)
 
     async def delete_edition(self, domain: str, edition: str) -> int:
         """Erase all aggregates of a domain on an edition; main is refused: `ProtectedEdition`.
@@ -387,57 +324,29 @@ class Events:
         check_name("domain", domain)
         if check_edition(edition) == MAIN:
             raise ProtectedEdition(MAIN, "it can't be deleted; delete its aggregates one by one")
-        count = 0
-        for names in (
-            self._pages_of_roots(self._keys.roots(domain, edition), _AT_ONCE),
-            self._pages_of_names(self._keys.attached(domain, edition), _AT_ONCE),
-        ):
-            async for page in names:
-                places = [Aggregate(domain, root, edition) for root in page]
-                count += sum(await all_of(self.delete(place) for place in places))
-        return count
+        return await self._eraser.erase_edition(domain, edition)
 
     def domains(self) -> AsyncIterator[str]:
         """Iterate over the domains that have events or a branch, in alphabetical order."""
-        return _flat(self._pages_of_names(self._keys.domains()))
+        return self._listing.names([self._keys.domains(tag) for tag in self._keys.tags()])
 
     def editions(self, domain: str) -> AsyncIterator[str]:
         """Iterate over the editions of a domain that have events of their own, or a branch.
 
         In alphabetical order.
         """
-        key = self._keys.editions(check_name("domain", domain))
-        return _flat(self._pages_of_names(key))
+        check_name("domain", domain)
+        return self._listing.names([self._keys.editions(domain, tag) for tag in self._keys.tags()])
 
     def roots(self, domain: str, *, edition: str = MAIN) -> AsyncIterator[str]:
         """Iterate over the roots of a domain, each once, least recently appended to first.
 
-        On another edition than main, those that have diverged there. A root that is there from
-        beginning to end is never missed, also while others write. The names that were given out
-        are remembered until the end of the iteration.
+        On a cluster that is the order within each slot. On another edition than main, those that
+        have diverged there. A root that is there from beginning to end is never missed, also while
+        others write. The names that were given out are remembered until the end of the iteration.
         """
-        key = self._keys.roots(check_name("domain", domain), check_edition(edition))
-        return _flat(self._pages_of_roots(key))
-
-    # Writing
-
-    async def _prove(
-        self,
-        wanted: Durability,
-        aggregate: Aggregate,
-        where: list[str],
-        about: list[Argument],
-        encoded: list[bytes],
-        size: int,
-    ) -> tuple[Reply, Reached | None]:
-        """Send an append that has to be durable; return the script's answer, and what was reached.
-
-        Nothing was reached where the answer is an error.
-        """
-        born = self._transport.loop().time()
-        appender = self._lanes.ready(wanted) or await self._lanes.made_ready(wanted, born)
-        answer = await appender.send(aggregate, where, about, encoded, size, born)
-        return self._lanes.reached(wanted, answer)
+        pages = self._listing.pages_of_roots(check_name("domain", domain), check_edition(edition))
+        return flat(pages)
 
     async def _refusal(
         self, aggregate: Aggregate, expected: Expected, parts: list[Any], *, missed: bool
@@ -445,7 +354,7 @@ class Events:
         """Return what it means when append.lua has not stored the events."""
         tag, value, *page = parts
         if tag == b"error":
-            return self._transport.refused("append", value.decode(errors="replace"))
+            return self._router.answers.refused("append", value.decode(errors="replace"))
         if tag == b"regressed" and expected is not ANY:
             return HistoryRegressed(aggregate, expected, value)
         if tag == b"conflict" and expected is not ANY:
@@ -453,97 +362,11 @@ class Events:
                 return SequenceConflict(aggregate, expected, value)
             before, new = await self._reader.missed(aggregate, expected, value, page)
             return SequenceConflict(aggregate, expected, value, new, before)
-        return self._transport.misfit("append")
-
-    def _index_keys(self, aggregate: Aggregate) -> list[str]:
-        return [
-            self._keys.roots(aggregate.domain, aggregate.edition),
-            self._keys.editions(aggregate.domain),
-            self._keys.domains(),
-        ]
-
-    def _append_keys(self, aggregate: Aggregate, trace: Trace) -> list[str]:
-        """Return the keys that append.lua has for one aggregate."""
-        where = self._keys.timeline(aggregate)
-        if aggregate.edition != MAIN:
-            where += self._keys.snapshots(aggregate)
-        if trace is not NO_TRACE:
-            where.append(self._keys.claims(aggregate))
-            if trace.correlation_id is not None:
-                where.append(self._keys.correlated(trace.correlation_id))
-        return where
-
-    def _encode(self, batch: list[Event], trace: Trace) -> tuple[list[bytes], int]:
-        """Return two arguments of the script for each event, and their size in bytes."""
-        if len(batch) > self._limits.max_append_events:
-            raise EventTooLarge("max_append_events", self._limits.max_append_events, len(batch))
-        arguments: list[bytes] = []
-        total = 0
-        for index, event in enumerate(batch):
-            time, member = codec.encode_event(event, trace)
-            if len(member) > self._limits.max_event_bytes:
-                limit = self._limits.max_event_bytes
-                raise EventTooLarge("max_event_bytes", limit, len(member), index)
-            arguments += (time, member)
-            total += len(time) + len(member)
-        if total > self._limits.max_append_bytes:
-            raise EventTooLarge("max_append_bytes", self._limits.max_append_bytes, total)
-        return arguments, total
-
-    # Listing
-
-    async def _pages_of_names(self, key: str, most: int = _PAGE_NAMES) -> AsyncIterator[list[str]]:
-        start = b"-"
-        while True:
-            page: list[bytes] = await self._transport.command(
-                forms.is_texts, "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, most
-            )
-            yield [name.decode(errors="replace") for name in page]
-            if len(page) < most:
-                return
-            start = b"(" + page[-1]
-
-    async def _pages_of_roots(self, key: str, most: int = _PAGE_NAMES) -> AsyncIterator[list[str]]:
-        # An append moves its root to the end of the index. So a root may come by again, but it
-        # can't slip past: what is before the place we have come to was given out.
-        given: set[bytes] = set()
-        start = b"-inf"
-        by = ("BYSCORE", "LIMIT", 0, most, "WITHSCORES")
-        while True:
-            reply = await self._transport.command(
-                forms.is_scored, "ZRANGE", key, start, "+inf", *by
-            )
-            page = forms.pairs_of(reply)
-            new = [root for root, _ in page if root not in given]
-            given.update(new)
-            yield [root.decode(errors="replace") for root in new]
-            if len(page) < most:
-                return
-            start = b"(%d" % int(float(page[-1][1]))
-
-
-T = TypeVar("T")
+        return self._router.answers.misfit("append")
 
 
 def _place_of(book: EventBook) -> tuple[str, str, str]:
     return book.aggregate.domain, book.aggregate.edition, book.aggregate.root
-
-
-async def _flat(pages: AsyncIterator[list[str]]) -> AsyncIterator[str]:
-    async for page in pages:
-        for name in page:
-            yield name
-
-
-async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Make calls at the same time. If one fails, the others are cancelled, and its error raised."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _proven(aggregate: Aggregate, done: Appended, wanted: Durability, reached: Reached) -> Appended:
@@ -552,23 +375,6 @@ def _proven(aggregate: Aggregate, done: Appended, wanted: Durability, reached: R
         return done
     first, last = done.first_sequence, done.last_sequence
     raise DurabilityNotReached(aggregate, first, last, wanted, reached.fsynced, reached.on_replicas)
-
-
-def _options(trace: Trace, *, missed: bool = False, durable: bool = False) -> list[Argument]:
-    """Return the options of append.lua, and a text for each of its claims."""
-    letters = "m" if missed else ""
-    if durable:
-        letters += "d"
-    if trace is NO_TRACE:
-        return [letters]
-    texts: list[str] = []
-    if trace.idempotency_key is not None:
-        letters, texts = letters + "k", [*texts, keys.claim_of_key(trace.idempotency_key)]
-    if trace.source is not None:
-        letters, texts = letters + "s", [*texts, keys.claim_of_source(trace.source)]
-    if trace.correlation_id is not None:
-        letters, texts = letters + "c", [*texts, keys.claim_of_correlation(trace.correlation_id)]
-    return [letters, *texts]
 
 
 def _check_batch(events: Iterable[Event]) -> list[Event]:

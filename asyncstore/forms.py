@@ -48,7 +48,7 @@ def is_appended(reply: Any) -> bool:
     if type(reply) is not list or len(reply) < 2:
         return False
     tag, value, *rest = reply
-    if tag in (b"ok", b"regressed"):
+    if tag in (b"ok", b"regressed", b"erased"):
         return is_count(value) and not rest
     if tag == b"conflict":
         return is_count(value) and (not rest or is_page(rest))
@@ -177,6 +177,20 @@ def _number(said: Mapping[str, str], name: str) -> int:
 def is_time(reply: Any) -> bool:
     """Seconds since 1970 and microseconds, as text."""
     return is_texts(reply) and len(reply) == 2 and all(map(bytes.isdigit, reply))
+
+
+def is_slots(reply: Any) -> bool:
+    """What CLUSTER SLOTS answers: for each range its ends, and the primary and its replicas."""
+    return type(reply) is list and all(type(entry) is list and _is_span(entry) for entry in reply)
+
+
+def _is_span(entry: list[Any]) -> bool:
+    if len(entry) < 3 or not all(map(is_count, entry[:2])):
+        return False
+    return all(
+        type(node) is list and len(node) >= 2 and is_text_or_nil(node[0]) and is_count(node[1])
+        for node in entry[2:]
+    )
 
 
 def is_anything(_: Any) -> bool:

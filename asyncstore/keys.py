@@ -1,8 +1,8 @@
 """Where everything is: the one place that spells a key.
 
 The root stands in braces, so that it is the hash tag and all keys of one aggregate share a slot.
-Indexes stand under a tag too. One server has one; on a cluster it will be the tag of the root's
-slot.
+Indexes stand under a tag too, so that a script can change them with the events. One server has one
+tag; on a cluster it is that of the root's slot.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from asyncstore import slots
 from asyncstore.names import MAIN
 from asyncstore.values import Aggregate, Source, check_aggregate
 
-_TAG: Final = "{all}"
+ALL: Final = "all"
+"""The tag of one server, and of what there is once in a cluster."""
 
 TYPES: Final = {
     "events": "zset",
@@ -32,32 +34,39 @@ TYPES: Final = {
     "editions": "zset",
     "domains": "zset",
     "commits": "string",
+    "erasures": "string",
     "layout": "string",
 }
 """The first word of each key, behind the prefix, and the type of its value, as TYPE names it."""
 
 _PLACE: Final = r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{(?P<root>[^{}]+)\}"
+_TAG: Final = r"\{(?P<tag>[^{}]+)\}"
 _RESTS: Final = {
     "positions": rf"(?P<name>[^:]+):{_PLACE}",
     "correlated": r"\{(?P<name>.*)\}",
-    "attached": r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{all\}",
-    "roots": r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{all\}",
-    "editions": r"(?P<domain>[^:]+):\{all\}",
-    "domains": r"\{all\}",
-    "commits": r"\{all\}",
-    "layout": r"\{all\}",
+    "attached": rf"(?P<domain>[^:]+):(?P<edition>[^:]+):{_TAG}",
+    "roots": rf"(?P<domain>[^:]+):(?P<edition>[^:]+):{_TAG}",
+    "editions": rf"(?P<domain>[^:]+):{_TAG}",
+    "domains": _TAG,
+    "commits": _TAG,
+    "erasures": _TAG,
+    "layout": _TAG,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a key is: its first word, and what it names. `name` is a handler or a correlation id."""
+    """What a key is: its first word, and what it names.
+
+    `name` is a handler or a correlation id, `tag` that of an index.
+    """
 
     word: str
     aggregate: Aggregate | None = None
     domain: str = ""
     edition: str = ""
     name: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +86,27 @@ class Places:
         return [self.events, self.main] if self.main else [self.events]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Keys:
-    """The keys of one store; `prefix` goes in front of each."""
+    """The keys of one store; `prefix` goes in front of each.
+
+    `by_slot` says that it is on a cluster, with indexes for each slot.
+    """
 
     prefix: str = ""
+    by_slot: bool = False
+
+    def tag_of(self, root: str) -> str:
+        """Return the tag of the indexes that name a root."""
+        return self.tag_of_slot(slots.slot_of_tag(root) if self.by_slot else None)
+
+    def tag_of_slot(self, slot: int | None) -> str:
+        """Return the tag of the indexes of a slot; None for those of one server."""
+        return ALL if slot is None else slots.tags()[slot]
+
+    def tags(self) -> tuple[str, ...]:
+        """Return the tags of all indexes."""
+        return slots.tags() if self.by_slot else (ALL,)
 
     def events(self, aggregate: Aggregate) -> str:
         """Sorted set: score = sequence, member = the event as `codec` writes it."""
@@ -135,24 +160,35 @@ class Keys:
         main = self.events(aggregate.on(MAIN))
         return [self.events(aggregate), self.divergence(aggregate), main]
 
-    def roots(self, domain: str, edition: str) -> str:
+    def roots(self, domain: str, edition: str, tag: str) -> str:
         """Sorted set: score = the commit number of the root's last append, member = root."""
-        return f"{self.prefix}roots:{domain}:{edition}:{_TAG}"
+        return f"{self.prefix}roots:{domain}:{edition}:{{{tag}}}"
 
-    def editions(self, domain: str) -> str:
+    def editions(self, domain: str, tag: str) -> str:
         """Sorted set, all scores 0: the editions of a domain that have a root."""
-        return f"{self.prefix}editions:{domain}:{_TAG}"
+        return f"{self.prefix}editions:{domain}:{{{tag}}}"
 
-    def domains(self) -> str:
+    def domains(self, tag: str) -> str:
         """Sorted set, all scores 0: the domains that have an edition."""
-        return f"{self.prefix}domains:{_TAG}"
+        return f"{self.prefix}domains:{{{tag}}}"
 
-    def attached(self, domain: str, edition: str) -> str:
+    def attached(self, domain: str, edition: str, tag: str) -> str:
         """Sorted set, all scores 0: roots that may have something on an edition without events.
 
         That is a position, a snapshot, or an erasure that was cut off.
         """
-        return f"{self.prefix}attached:{domain}:{edition}:{_TAG}"
+        return f"{self.prefix}attached:{domain}:{edition}:{{{tag}}}"
+
+    def indexes_of(self, aggregate: Aggregate) -> list[str]:
+        """Return the indexes that name an aggregate: roots, editions, domains."""
+        tag = self.tag_of(check_aggregate(aggregate).root)
+        domain, edition = aggregate.domain, aggregate.edition
+        return [self.roots(domain, edition, tag), self.editions(domain, tag), self.domains(tag)]
+
+    def attached_of(self, aggregate: Aggregate) -> str:
+        """Return the index that names an aggregate for what it has beside events."""
+        tag = self.tag_of(check_aggregate(aggregate).root)
+        return self.attached(aggregate.domain, aggregate.edition, tag)
 
     def correlated(self, correlation_id: str) -> str:
         """Sorted set, all scores 0: where the id has claims, as `{domain}:{edition}:{root}`.
@@ -161,13 +197,20 @@ class Keys:
         """
         return f"{self.prefix}correlated:{{{correlation_id}}}"
 
-    def commits(self) -> str:
+    def commits(self, tag: str) -> str:
         """String: the number of the last commit, and its time in microseconds."""
-        return f"{self.prefix}commits:{_TAG}"
+        return f"{self.prefix}commits:{{{tag}}}"
+
+    def erasures(self, tag: str) -> str:
+        """String: how often erased aggregates were taken out of indexes in other slots."""
+        return f"{self.prefix}erasures:{{{tag}}}"
 
     def layout(self) -> str:
         """String: the version of all this. See `codec.LAYOUT`."""
-        return f"{self.prefix}layout:{_TAG}"
+        return f"{self.prefix}layout:{{{ALL}}}"
+
+    def _tags_of(self, word: str) -> tuple[str, ...]:
+        return (ALL,) if word == "layout" else self.tags()
 
     def word_of(self, key: str) -> str | None:
         """Return the first word of a key behind the prefix, if it is one of ours."""
@@ -185,6 +228,8 @@ class Keys:
             return None
         fields = parts.groupdict()
         try:
+            if "tag" in fields and fields["tag"] not in self._tags_of(word):
+                return None
             root = fields.pop("root", None)
             place = Aggregate(fields["domain"], root, fields["edition"]) if root else None
         except ValueError:  # InvalidName is one

@@ -15,7 +15,7 @@ from asyncstore.names import MAX_SEQUENCE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from asyncstore.transport import Transport
+    from asyncstore.router import Router
     from asyncstore.wire import Argument
 
 _FIRST_PAGE: Final = 4
@@ -30,9 +30,9 @@ Scored = tuple[bytes, float]
 
 @dataclass(frozen=True, slots=True)
 class Looker:
-    """Asks the server what is there. Nothing is changed, and no answer is large."""
+    """Asks the servers what is there. Nothing is changed, and no answer is large."""
 
-    _transport: Transport
+    _router: Router
 
     async def kind(self, key: str) -> str:
         """Return the type of a key's value, such as 'zset'; 'none' where there is nothing."""
@@ -111,25 +111,30 @@ class Looker:
 
         A prefix has no characters that SCAN gives a meaning: the settings see to that.
         """
-        async for page in self._scan("SCAN", "MATCH", f"{prefix}*", "COUNT", _KEYS_A_SCAN):
-            yield page
+        scan = ("MATCH", f"{prefix}*", "COUNT", _KEYS_A_SCAN)
+        for node in self._router.nodes():
+            cursor = b"0"
+            while True:
+                reply = await node.transport.command(forms.is_scan, "SCAN", cursor, *scan)
+                cursor, found = reply
+                yield [name.decode(errors=_NO_TEXT) for name in found]
+                if cursor == b"0":
+                    break
 
     async def names(self, key: str) -> AsyncIterator[list[str]]:
         """Iterate over a sorted set of names, in no order; one may come twice."""
-        async for page in self._scan("ZSCAN", key, "COUNT", _KEYS_A_SCAN):
+        async for page in self._scan("ZSCAN", key):
             yield page[::2]
 
     async def members(self, key: str) -> AsyncIterator[list[str]]:
         """Iterate over a set of names, in no order; one may come twice."""
-        async for page in self._scan("SSCAN", key, "COUNT", _KEYS_A_SCAN):
+        async for page in self._scan("SSCAN", key):
             yield page
 
-    async def _scan(self, command: str, *arguments: str | int) -> AsyncIterator[list[str]]:
-        key = list(arguments[:1]) if command != "SCAN" else []
-        options = arguments[len(key) :]
-        cursor = b"0"
+    async def _scan(self, command: str, key: str) -> AsyncIterator[list[str]]:
+        cursor, count = b"0", ("COUNT", _KEYS_A_SCAN)
         while True:
-            cursor, found = await self._ask(forms.is_scan, command, *key, cursor, *options)
+            cursor, found = await self._ask(forms.is_scan, command, key, cursor, *count)
             yield [name.decode(errors=_NO_TEXT) for name in found]
             if cursor == b"0":
                 return
@@ -138,8 +143,10 @@ class Looker:
         reply = await self._ask(forms.is_scored, "ZRANGE", key, *arguments, "WITHSCORES")
         return [(member, float(score)) for member, score in forms.pairs_of(reply)]
 
-    async def _ask(self, form: forms.Form, command: str, *arguments: Argument) -> Any:
-        return await self._transport.command(form, command, *map(_sent, arguments))
+    async def _ask(self, form: forms.Form, command: str, key: str, *arguments: Argument) -> Any:
+        return await self._router.read(
+            form, command, key.encode(errors=_NO_TEXT), *map(_sent, arguments)
+        )
 
     async def _texts(self, key: str, *arguments: str | int) -> list[str]:
         reply = await self._ask(forms.is_texts, "ZRANGE", key, *arguments)

@@ -11,7 +11,7 @@ from asyncstore.names import MAIN, check_name, check_sequence
 
 if TYPE_CHECKING:
     from asyncstore.keys import Keys
-    from asyncstore.transport import Transport
+    from asyncstore.router import Router
     from asyncstore.values import Aggregate
 
 
@@ -23,7 +23,7 @@ class Positions:
     than where it then diverged, counts as standing right before that.
     """
 
-    _transport: Transport
+    _router: Router
     _keys: Keys
 
     async def get(self, handler: str, aggregate: Aggregate) -> int | None:
@@ -32,10 +32,10 @@ class Positions:
         key = self._keys.position(handler, aggregate)
         value: bytes | None
         if aggregate.edition == MAIN:
-            value = await self._transport.command(forms.is_text_or_nil, "GET", key)
+            value = await self._router.read(forms.is_text_or_nil, "GET", key)
         else:
             keys = [key, self._keys.divergence(aggregate)]
-            value = await self._transport.run(scripts.GET_POSITION, keys)
+            value = await self._router.run(scripts.GET_POSITION, keys)
         if value is None:
             return None
         if not value.isdigit():
@@ -56,9 +56,9 @@ class Positions:
         sequence = check_sequence("sequence", sequence)
         keys = [position, self._keys.handlers(aggregate)]
         if aggregate.edition != MAIN:
-            attached = self._keys.attached(aggregate.domain, aggregate.edition)
+            attached = self._keys.attached_of(aggregate)
             keys += [self._keys.divergence(aggregate), attached]
-        (outcome,) = await self._transport.run(
+        (outcome,) = await self._router.run(
             scripts.PUT_POSITION, keys, [handler, sequence, direction, aggregate.root]
         )
         return bool(outcome == b"ok")

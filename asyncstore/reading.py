@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from asyncstore.keys import Keys, Places
-    from asyncstore.transport import Transport
+    from asyncstore.router import Router
 
 PAGE_EVENTS: Final = 5000  # a page is bounded in bytes too, see page.lua
 _NOWHERE: Final = MAX_SEQUENCE + 1  # where a timeline diverges that is main's all through
@@ -118,7 +118,7 @@ class Range:
 class Reader:
     """Reads the timelines of a store."""
 
-    _transport: Transport
+    _router: Router
     _keys: Keys
 
     async def pages(
@@ -130,7 +130,7 @@ class Reader:
         while not wanted.is_empty():
             asked_for = wanted.diverge_at if diverges_at is None else diverges_at
             arguments = wanted.arguments(asked_for)
-            go_on, stored, *members = await self._transport.run(scripts.READ, keys, arguments)
+            go_on, stored, *members = await self._router.run(scripts.READ, keys, arguments)
             if diverges_at is None:
                 wanted, diverges_at = _settle(wanted, stored)
             events, error = await self._decode_page(wanted, due, members, diverges_at)
@@ -166,7 +166,7 @@ class Reader:
         if aggregate.edition != MAIN:
             keys += self._keys.snapshots(aggregate.on(MAIN))
         schema = "" if schema_version is None else schema_version
-        next_sequence, fields, paged_from, page = await self._transport.run(
+        next_sequence, fields, paged_from, page = await self._router.run(
             scripts.LOAD, keys, [PAGE_EVENTS, schema]
         )
         go_on, stored, *members = page
@@ -222,7 +222,7 @@ class Reader:
         found: list[RecordedEvent] = []
         start = 0
         while True:
-            go_on, *members = await self._transport.run(
+            go_on, *members = await self._router.run(
                 scripts.FIND, keys, [claim, start, PAGE_EVENTS]
             )
             for member in members:
@@ -279,7 +279,7 @@ class Reader:
     async def _find(self, places: Places, member: bytes) -> tuple[str, int | None]:
         """Return where a member stands: the key and the sequence at or right before it."""
         for key in places.all():
-            score = await self._transport.command(forms.is_score, "ZSCORE", key, member)
+            score = await self._router.read(forms.is_score, "ZSCORE", key, member)
             if score is not None:
                 # Text in RESP2, a float in RESP3. What is not a sequence still has a place.
                 return key, int(min(max(float(score), 0), MAX_SEQUENCE))

@@ -50,8 +50,12 @@ class Script:
         born: float,
         *,
         is_group: bool = False,
+        slot: int | None = None,
     ) -> Request:
-        """Return a call by its digest. With `is_group` its reply has a part for each caller."""
+        """Return a call by its digest, to the node that has the slot.
+
+        With `is_group` its reply has a part for each caller.
+        """
         command: list[Argument] = ["EVALSHA", self.sha, len(keys), *keys, *arguments]
         return Request(
             command,
@@ -62,6 +66,7 @@ class Script:
             mark=0 if self.mark is None else 3 + len(keys) + self.mark,
             source=self.source,
             is_group=is_group,
+            slot=slot,
         )
 
 
@@ -101,9 +106,18 @@ MEND_NAME = load("mend_name", forms.is_one_text)
 MEND_HANDLER = load("mend_handler", forms.is_one_text)
 MEND_CLAIM = load("mend_claim", forms.is_one_text)
 MEND_COMMITS = load("mend_commits", forms.is_one_text)
+MEND_CORRELATED = load("mend_correlated", forms.is_one_text)
 MEND_SCORES = load("mend_scores", forms.is_one_text)
 
-MENDING = (MEND_ROOT, MEND_NAME, MEND_HANDLER, MEND_CLAIM, MEND_COMMITS, MEND_SCORES)
+MENDING = (
+    MEND_ROOT,
+    MEND_NAME,
+    MEND_HANDLER,
+    MEND_CLAIM,
+    MEND_COMMITS,
+    MEND_CORRELATED,
+    MEND_SCORES,
+)
 
 ALL = (
     APPEND,

@@ -42,7 +42,8 @@ _SCHEMES: Final = {
     "unix": "unix",
 }
 # What a URL may set behind its "?"; all else is the driver's business.
-_OPTIONS = re.compile(r"db|protocol|username|password|client_name|ssl_[a-z_]+")
+_OPTIONS = re.compile(r"db|protocol|username|password|client_name|cluster|ssl_[a-z_]+")
+_CLUSTER = re.compile(r"[?&]cluster=(true|false)(?=&|$)")
 _MAX_PREFIX: Final = 128
 _BIGGEST_VALUE: Final = 512 * 1024 * 1024  # what Redis takes in one value, by default
 
@@ -162,8 +163,18 @@ class Settings:
 
     def server_url(self) -> str:
         """Return the URL in the form that redis-py knows."""
-        scheme, colon, rest = (self.url or "").partition(":")
-        return _SCHEMES[scheme] + colon + rest
+        return _for_redis_py(self.url or "")
+
+    def seeds(self) -> list[str]:
+        """Return the URLs of some nodes of a cluster, as redis-py knows them; [] for one server.
+
+        One URL is that of a cluster if it ends in `?cluster=true`. Without that, the server is
+        asked.
+        """
+        if self.urls:
+            return [_for_redis_py(url) for url in self.urls]
+        found = _CLUSTER.search(self.url or "")
+        return [_for_redis_py(self.url or "")] if found and found[1] == "true" else []
 
     def embedded_directory(self) -> Path | None:
         """Return the directory of the embedded server's data; None for a throw-away one."""
@@ -261,6 +272,15 @@ def _check_path(settings: Settings, backend: str) -> None:
         raise ConfigurationError("path", "the name of a directory is wanted")
 
 
+def _for_redis_py(url: str) -> str:
+    """Return a URL without what redis-py does not know."""
+    scheme, colon, rest = url.partition(":")
+    bare = _CLUSTER.sub("", rest)
+    if "?" not in bare:
+        bare = bare.replace("&", "?", 1)
+    return _SCHEMES[scheme] + colon + bare
+
+
 def _check_urls(urls: object) -> tuple[str, ...]:
     if isinstance(urls, str) or not isinstance(urls, (list, tuple)):
         raise ConfigurationError("urls", "a list of URLs is wanted")
@@ -302,6 +322,8 @@ def _check_options(key: str, parts: SplitResult) -> None:
             raise ConfigurationError(key, f"{named} is not an option that a URL can set")
         if option == "db" and not value.isdecimal():
             raise ConfigurationError(key, "the option db wants the number of a database")
+        if option == "cluster" and value not in ("true", "false"):
+            raise ConfigurationError(key, "the option cluster wants true or false")
         if option == "protocol" and value not in ("2", "3"):
             raise ConfigurationError(key, "the option protocol wants 2 or 3, for RESP2 or RESP3")
 

@@ -1,4 +1,4 @@
-"""Work that is done once for all who want its result while it is under way."""
+"""Calls that are made together: many at the same time, or one for many who want its result."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from asyncstore.errors import AsyncStoreError, StoreClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
 T = TypeVar("T")
+
+
+async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Make calls at the same time. If one fails, the others are cancelled, and its error raised."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Shared(Generic[T]):

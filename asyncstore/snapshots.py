@@ -14,7 +14,7 @@ from asyncstore.values import Retention, Snapshot
 
 if TYPE_CHECKING:
     from asyncstore.keys import Keys
-    from asyncstore.transport import Transport
+    from asyncstore.router import Router
     from asyncstore.values import Aggregate
 
 OLDER_DEFAULTS_STAY = 2
@@ -31,7 +31,7 @@ class Snapshots:
     diverges, as far as they are not from before that. `Store.load` uses those of main, too.
     """
 
-    _transport: Transport
+    _router: Router
     _keys: Keys
 
     async def get(self, aggregate: Aggregate, *, at: int | None = None) -> Snapshot | None:
@@ -42,7 +42,7 @@ class Snapshots:
         """
         bound = "" if at is None else check_sequence("at", at)
         keys = self._keys.snapshots(aggregate)
-        reply = await self._transport.run(scripts.GET_SNAPSHOT, keys, [bound])
+        reply = await self._router.run(scripts.GET_SNAPSHOT, keys, [bound])
         return decode_or_warn(aggregate, reply)
 
     async def put(
@@ -75,15 +75,15 @@ class Snapshots:
             raise InvalidType("as_of", f"a uuid.UUID is wanted, not {type(as_of).__name__}")
         keys = [*self._keys.snapshots(aggregate), *self._keys.timeline(aggregate)]
         if aggregate.edition != MAIN:
-            keys.append(self._keys.attached(aggregate.domain, aggregate.edition))
+            keys.append(self._keys.attached_of(aggregate))
         about = [sequence, retention.value, encoding, schema, as_of.hex if as_of else ""]
         arguments = [*about, body, OLDER_DEFAULTS_STAY, aggregate.root]
-        (outcome,) = await self._transport.run(scripts.PUT_SNAPSHOT, keys, arguments)
+        (outcome,) = await self._router.run(scripts.PUT_SNAPSHOT, keys, arguments)
         return bool(outcome == b"ok")
 
     async def delete(self, aggregate: Aggregate) -> None:
         """Delete all snapshots of the aggregate; fine where there are none."""
-        await self._transport.run(scripts.DELETE_SNAPSHOTS, self._keys.snapshots(aggregate))
+        await self._router.run(scripts.DELETE_SNAPSHOTS, self._keys.snapshots(aggregate))
 
 
 def decode_or_warn(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from asyncstore import codec, keys, scripts
-from asyncstore.events import all_of
 from asyncstore.names import MAIN, MAX_SEQUENCE
+from asyncstore.sharing import all_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from asyncstore.codec import Extras
     from asyncstore.keys import Keys
     from asyncstore.looking import Looker
+    from asyncstore.router import Router
     from asyncstore.scripts import Script
-    from asyncstore.transport import Transport
     from asyncstore.values import Aggregate
     from asyncstore.wire import Argument
 
@@ -159,14 +159,14 @@ class Check:
     def __init__(
         self,
         look: Looker,
-        transport: Transport,
+        router: Router,
         keys: Keys,
         aggregate: Aggregate,
         on_events: Callable[[int], None],
     ) -> None:
         self.found = Findings()
         self._look = look
-        self._transport = transport
+        self._router = router
         self._keys = keys
         self._aggregate = aggregate
         self._on_events = on_events
@@ -367,16 +367,17 @@ class Check:
     def _tell_unclaimed(self, run: _Run) -> None:
         if run.what in self._overlapping:
             return  # the wrong one hides what is claimed
-        where = [self._events, self._claims]
         ids = (run.entries[0].id, run.entries[-1].id)
-        arguments: list[Argument] = [run.what, run.first, run.last, *ids]
-        if run.what.startswith(_CORRELATION):
-            where.append(self._keys.correlated(run.what.removeprefix(_CORRELATION)))
-            arguments.append(keys.place_in_index(self._aggregate))
-        mend = Call(scripts.MEND_CLAIM, tuple(where), tuple(arguments))
+        mending: list[Call] = []
+        if run.what.startswith(_CORRELATION):  # the index first: it may name too much
+            index = self._keys.correlated(run.what.removeprefix(_CORRELATION))
+            place = keys.place_in_index(self._aggregate)
+            mending.append(Call(scripts.MEND_CORRELATED, (index,), (place,)))
+        arguments = (run.what, run.first, run.last, *ids)
+        mending.append(Call(scripts.MEND_CLAIM, (self._events, self._claims), arguments))
         text = f"there is no claim of the {_claimed(run.what)} that the event carries"
         about = f"{run.first} {run.what}"
-        self._tell("claim-missing", self._claims, run.first, text, mend, about=about)
+        self._tell("claim-missing", self._claims, run.first, text, *mending, about=about)
 
     async def _check_correlated(self, run: _Run) -> None:
         index = self._keys.correlated(run.what.removeprefix(_CORRELATION))
@@ -385,7 +386,7 @@ class Check:
         place = keys.place_in_index(self._aggregate)
         if not await self._look.is_scored(index, place):
             text = f"it does not name {self._aggregate}, which has events of the correlation id"
-            mend = Call(scripts.MEND_NAME, (index, self._events), (place,))
+            mend = Call(scripts.MEND_CORRELATED, (index,), (place,))
             self._tell("correlated-missing", index, run.first, text, mend, about=place)
 
     async def _check_claims(self) -> None:
@@ -422,7 +423,7 @@ class Check:
     async def _check_snapshots(self) -> None:
         newest, *older = self._snapshots
         if self._has(newest):
-            reply = await self._transport.run(scripts.GET_SNAPSHOT, self._snapshots, [""])
+            reply = await self._router.run(scripts.GET_SNAPSHOT, self._snapshots, [""])
             await self._check_snapshot(newest, None, reply)
         for key in older:
             if self._has(key):
@@ -460,7 +461,7 @@ class Check:
 
     async def _check_indexes(self) -> None:
         place = self._aggregate
-        roots = self._keys.roots(place.domain, place.edition)
+        roots, _, _ = self._keys.indexes_of(place)
         if await self._look.kind(roots) in ("zset", "none"):
             is_there = await self._look.exists(self._events, self._divergence)
             number = await self._look.score(roots, place.root)
@@ -473,7 +474,7 @@ class Check:
             elif number is not None and not await self._is_number_of_one(roots, number):
                 text = f"it gives {place} the number {number:.17g}, which is not that of its commit"
                 self._tell("root-number", roots, None, text, *self._list_root(), about=place.root)
-        attached = self._keys.attached(place.domain, place.edition)
+        attached = self._keys.attached_of(place)
         if place.edition != MAIN and await self._look.kind(attached) in ("zset", "none"):
             belongings = (self._handlers, *self._snapshots)
             if await self._look.exists(*belongings) and not await self._look.is_scored(
@@ -491,10 +492,11 @@ class Check:
 
     def _list_root(self) -> tuple[Call, ...]:
         place = self._aggregate
-        roots = self._keys.roots(place.domain, place.edition)
-        where = (self._keys.commits(), roots, self._events, self._divergence)
+        roots, _, _ = self._keys.indexes_of(place)
+        tag = self._keys.tag_of(place.root)
+        where = (self._keys.commits(tag), roots, self._events, self._divergence)
         root = Call(scripts.MEND_ROOT, where, (place.root,))
-        return root, *list_edition(self._keys, place.domain, place.edition)
+        return root, *list_edition(self._keys, place.domain, place.edition, tag)
 
 
 async def check_position(look: Looker, keys: Keys, handler: str, aggregate: Aggregate) -> Findings:
@@ -509,7 +511,7 @@ async def check_position(look: Looker, keys: Keys, handler: str, aggregate: Aggr
         text = f"it does not name {handler!r}, which has a position of {aggregate}"
         mending = [Call(scripts.MEND_HANDLER, (handlers, key), (handler,))]
         if aggregate.edition != MAIN:
-            attached = keys.attached(aggregate.domain, aggregate.edition)
+            attached = keys.attached_of(aggregate)
             mending.append(Call(scripts.MEND_NAME, (attached, handlers, key), (aggregate.root,)))
         found.add(
             Problem("handler-missing", handlers, None, text, mending=tuple(mending), about=handler)
@@ -528,12 +530,12 @@ async def check_position(look: Looker, keys: Keys, handler: str, aggregate: Aggr
     return found
 
 
-def list_edition(keys: Keys, domain: str, edition: str) -> tuple[Call, Call]:
+def list_edition(keys: Keys, domain: str, edition: str, tag: str) -> tuple[Call, Call]:
     """Return what lists an edition and its domain if they are there, and not if they are not."""
-    roots, editions = keys.roots(domain, edition), keys.editions(domain)
+    roots, editions = keys.roots(domain, edition, tag), keys.editions(domain, tag)
     return (
         Call(scripts.MEND_NAME, (editions, roots), (edition,)),
-        Call(scripts.MEND_NAME, (keys.domains(), editions), (domain,)),
+        Call(scripts.MEND_NAME, (keys.domains(tag), editions), (domain,)),
     )
 
 

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
 from asyncstore import checks, codec, embedded, forms, scripts
-from asyncstore.appends import Appender
-from asyncstore.durability import Levels
+from asyncstore.cluster import Cluster
+from asyncstore.erasing import Eraser
 from asyncstore.errors import (
     AsyncStoreError,
     ConfigurationError,
     StoreClosed,
+    StoreUnavailable,
+    UnexpectedReply,
     UnsafeServer,
 )
-from asyncstore.events import Events, Limits
+from asyncstore.events import Events
 from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
 from asyncstore.keys import Keys
-from asyncstore.lanes import Lanes
+from asyncstore.listing import Listing
+from asyncstore.nodes import Node, Ways
 from asyncstore.positions import Positions
 from asyncstore.reading import Reader
+from asyncstore.router import OneServer, Router
 from asyncstore.settings import EMBEDDED, Options, Settings
 from asyncstore.snapshots import Snapshots
-from asyncstore.transport import Transport
+from asyncstore.transport import Bounds
 from asyncstore.values import Durability, check_trace
+from asyncstore.writing import Limits, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
     from asyncstore.folding import Decide, FoldOptions
     from asyncstore.recorded import Loaded, RecordedEvent
+    from asyncstore.router import Servers
     from asyncstore.values import Aggregate, Appended, Source
 
 _log = logging.getLogger(__name__)
@@ -94,36 +100,27 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._keys = Keys(settings.key_prefix)
-        make_transport = partial(
-            Transport,
-            timeout=settings.timeout,
-            max_commands=settings.max_in_flight,
-            max_bytes=settings.max_in_flight_bytes,
-        )
-        self._transport = make_transport()
+        self._router = Router(settings.where(), settings.timeout)
         self._cleanup = AsyncExitStack()
         self._entered = False
+        self._durability = cast(Durability, settings.durability)
+        router, names = self._router, self._keys
         limits = Limits(
             settings.max_event_bytes, settings.max_append_bytes, settings.max_append_events
         )
-        appender = Appender(self._transport, self._keys)
-        reader = Reader(self._transport, self._keys)
-        self._durability = cast(Durability, settings.durability)
-        is_own = settings.backend == EMBEDDED and self._durability.fsynced
-        self._levels = Levels(
-            self._transport, settings.where(), always=settings.appendfsync_always, is_own=is_own
-        )
-        self._lanes = Lanes(
-            self._transport,
-            self._keys,
-            self._levels,
+        listing = Listing(router, names)
+        eraser = Eraser(router, names, listing)
+        self.events = Events(
+            router,
+            names,
+            listing,
+            Reader(router, names),
+            eraser,
+            Writer(router, names, eraser, limits),
             self._durability,
-            settings.timeout,
-            make_transport,
         )
-        self.events = Events(self._transport, self._keys, appender, self._lanes, reader, limits)
-        self.positions = Positions(self._transport, self._keys)
-        self.snapshots = Snapshots(self._transport, self._keys)
+        self.positions = Positions(router, names)
+        self.snapshots = Snapshots(router, names)
         self._folder = Folder(self.events, self.snapshots)
 
     @property
@@ -196,7 +193,8 @@ class Store:
             report = await store.check()
             assert report.level != "bad", [f for f in report.findings if f.level == "bad"]
         """
-        return await checks.check(self._transport, self._keys, self._settings)
+        (node, *_) = self._router.nodes()
+        return await checks.check(node.transport, self._keys, self._settings)
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -204,9 +202,8 @@ class Store:
         self._entered = True
         async with AsyncExitStack() as stack:
             await self._connect(stack)
-            await self._check_server()
+            await self._check_servers()
             await self._check_layout()
-            await self._check_durability()
             self._cleanup = stack.pop_all()
         return self
 
@@ -222,67 +219,122 @@ class Store:
         return f"<Store {self._settings.where()} prefix={self._settings.key_prefix!r}>"
 
     async def _connect(self, stack: AsyncExitStack) -> None:
-        url = await self._server(stack)
-        stack.push_async_callback(self._transport.aclose)
-        await self._transport.open(url, self._settings.where())
-        stack.push_async_callback(self._levels.aclose)
-        stack.push_async_callback(self._lanes.aclose)
-        self._lanes.opened(url, self._settings.where())
+        seeds = self._settings.seeds()
+        if seeds:
+            await self._connect_to_cluster(seeds, stack)
+            return
+        url = await self._url(stack)
+        node = Node(url, self._settings.where(), self._ways())
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(node.aclose)
+            await node.transport.open()
+            if await _is_of_cluster(node):
+                await node.aclose()
+                await self._connect_to_cluster([url], stack)
+            else:
+                self._use(OneServer(node), stack)
+            on_failure.pop_all()
 
-    async def _server(self, stack: AsyncExitStack) -> str:
+    async def _connect_to_cluster(self, seeds: list[str], stack: AsyncExitStack) -> None:
+        cluster = Cluster(seeds, self._ways())
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(cluster.aclose)
+            await cluster.open()
+            self._keys.by_slot = True
+            self._use(cluster, stack)
+            on_failure.pop_all()
+
+    def _use(self, servers: Servers, stack: AsyncExitStack) -> None:
+        self._router.opened(servers)
+        stack.push_async_callback(self._router.aclose)
+
+    def _ways(self) -> Ways:
+        settings = self._settings
+        return Ways(
+            Bounds(settings.timeout, settings.max_in_flight, settings.max_in_flight_bytes),
+            self._keys,
+            always=settings.appendfsync_always,
+            is_own=settings.backend == EMBEDDED and self._durability.fsynced,
+        )
+
+    async def _url(self, stack: AsyncExitStack) -> str:
         if self._settings.backend == EMBEDDED:
             directory = self._settings.embedded_directory()
             return await stack.enter_async_context(embedded.running(directory))
-        if self._settings.urls:
-            why = "clusters are not supported yet: give one server by `url`"
-            raise ConfigurationError("urls", why, "the settings")
         return self._settings.server_url()
 
-    async def _check_server(self) -> None:
-        """Refuse a server that is too old, part of a cluster, or that throws histories away."""
-        where = self._settings.where()
-        said = await checks.ask_info(self._transport)
-        if said.refused is not None:
-            _log.warning("the settings of %s can't be checked: %s", where, said.refused)
-            return
-        info = said.fields
-        if checks.is_too_old(said):
-            version = info.get("redis_version", "0")
-            why = f"the server is Redis {version}; Redis 7.0 or newer, or Valkey, is needed"
-            raise ConfigurationError("url", why, "the settings")
-        if info.get("cluster_enabled") == "1":
-            raise ConfigurationError(
-                "url", "the server is a cluster's; that is not supported yet", "the settings"
-            )
-        policy = info.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction" and not self._settings.allow_eviction:
-            raise UnsafeServer(where, policy)
-        await self._warn_if_nothing_is_kept(said)
+    async def _check_servers(self) -> None:
+        outcomes = await asyncio.gather(
+            *map(self._check_node, self._router.nodes()), return_exceptions=True
+        )
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for error in errors:
+            # A node of a cluster may be down; the others serve.
+            if not isinstance(error, StoreUnavailable) or len(errors) == len(outcomes):
+                raise error
 
-    async def _warn_if_nothing_is_kept(self, info: checks.Said) -> None:
+    async def _check_node(self, node: Node) -> None:
+        await self._check_server(node)
+        await self._check_durability(node)
+
+    async def _check_server(self, node: Node) -> None:
+        """Refuse a server that is too old, or that throws histories away."""
+        said = await checks.ask_info(node.transport)
+        if said.refused is not None:
+            _log.warning("the settings of %s can't be checked: %s", node.where, said.refused)
+            return
+        if checks.is_too_old(said):
+            version = said.fields.get("redis_version", "0")
+            why = f"{node.where} is Redis {version}; Redis 7.0 or newer, or Valkey, is needed"
+            raise ConfigurationError("url", why, "the settings")
+        policy = said.fields.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and not self._settings.allow_eviction:
+            raise UnsafeServer(node.where, policy)
+        await self._warn_if_nothing_is_kept(node, said)
+
+    async def _warn_if_nothing_is_kept(self, node: Node, info: checks.Said) -> None:
         # The save points cost a round trip, which a server with an AOF is spared.
         if info.fields.get("aof_enabled") != "0" or self._settings.is_throw_away():
             return
-        if checks.keeps_nothing(info, await checks.ask_config(self._transport, "save")):
+        if checks.keeps_nothing(info, await checks.ask_config(node.transport, "save")):
             _log.warning(
                 "%s keeps nothing on disk: a restart loses every event. Switch its AOF on, by "
                 "CONFIG SET appendonly yes; `asyncstore doctor` says more",
-                self._settings.where(),
+                node.where,
             )
 
-    async def _check_durability(self) -> None:
+    async def _check_durability(self, node: Node) -> None:
         """See that the server can give what appends get that name no level."""
         if self._durability != Durability.MEMORY:
-            await self._levels.ensure(self._durability)
+            await node.ensure(self._durability)
 
     async def _check_layout(self) -> None:
-        found: Any = await self._transport.command(forms.is_text_or_nil, "GET", self._keys.layout())
+        wanted = codec.layout(by_slot=self._keys.by_slot)
+        key = self._keys.layout()
+        found: Any = await self._router.read(forms.is_text_or_nil, "GET", key)
         if found is None:
-            keys = [self._keys.layout()]
-            (found,) = await self._transport.run(scripts.OPEN, keys, [codec.LAYOUT])
-        if found != b"%d" % codec.LAYOUT:
+            (found,) = await self._router.run(scripts.OPEN, [key], [wanted])
+        if found == wanted:
+            return
+        text = found.decode(errors="replace")
+        if found == codec.layout(by_slot=not self._keys.by_slot):
+            origin = "one server" if self._keys.by_slot else "a cluster"
             why = (
-                f"the store has layout {found.decode(errors='replace')!r}, and this version of "
-                f"asyncstore knows {codec.LAYOUT}: use a version that knows it"
+                f"the store has layout {text!r}, that of {origin}, and {wanted.decode()!r} is "
+                "needed here: move it with `asyncstore export` and `asyncstore import`"
             )
-            raise ConfigurationError("url", why, "the settings")
+        else:
+            why = (
+                f"the store has layout {text!r}, and this version of asyncstore knows "
+                f"{wanted.decode()!r}: use a version that knows it"
+            )
+        raise ConfigurationError("url", why, "the settings")
+
+
+async def _is_of_cluster(node: Node) -> bool:
+    """Whether a server says that it is a node of a cluster."""
+    try:
+        info: bytes = await node.transport.command(forms.is_text, "INFO", "cluster")
+    except UnexpectedReply:  # an ACL hides it
+        return False
+    return b"cluster_enabled:1" in info

@@ -1,14 +1,12 @@
-"""Carries scripts and commands to the server and answers back; the only file that knows redis-py.
+"""Carries requests to one server and answers back; the only file that knows redis-py.
 
 redis-py dials: URL, TLS, login. Then the connection is ours (`wire`), and all callers share it.
-Decided here and nowhere else:
-
-- what an error of the server or the network means for the caller;
-- what becomes of requests whose connection broke. What was not sent is sent on the next one. Reads
-  are sent again. An append is sent again with a mark, by which its script tells a second arrival
-  from the first, but only once the server has confirmed that the old connection is gone: or its
-  first sending, still under way, could arrive after the second. What can't be known when its time
-  is over is `OutcomeUnknown`.
+Decided here and nowhere else: what becomes of requests whose connection broke. What was not sent is
+sent on the next one. Reads are sent again. An append is sent again with a mark, by which its script
+tells a second arrival from the first, but only once the server has confirmed that the old
+connection is gone: or its first sending, still under way, could arrive after the second. What can't
+be known when its time is over is `OutcomeUnknown`. In a cluster there is another way for requests
+that this server does not serve, or not any more: the `Detour`.
 
 A call has `timeout` seconds from its beginning, wherever it waits. One timer looks after all calls.
 """
@@ -21,7 +19,9 @@ import random
 import socket
 import ssl
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from urllib.parse import urlsplit
 
 import anyio
 from redis import exceptions
@@ -30,14 +30,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
+from asyncstore.answers import NOT_NOW, Answers
 from asyncstore.errors import (
     AsyncStoreError,
     ConfigurationError,
     OutcomeUnknown,
     StoreClosed,
-    StoreFull,
     StoreUnavailable,
-    UnexpectedReply,
 )
 from asyncstore.wire import AGAIN, ELSEWHERE, Repeat, ReplyError, Request, Wire
 
@@ -51,20 +50,7 @@ if TYPE_CHECKING:
 _PING_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.01  # seconds between two dials; doubled each time
 _LONGEST_PAUSE: Final = 1.0
-
-# The first words of errors after which nothing was done, and what they say of the server.
-_NOT_NOW: Final = {
-    "BUSY": "another client's script keeps it busy",
-    "CLUSTERDOWN": "its cluster is down",
-    "LOADING": "it is loading its data after a start",
-    "MASTERDOWN": "it is a replica that lost its primary",
-    "MISCONF": "it can't write to its disk and refuses changes",
-    "NOAUTH": "it wants a login: give a user and a password in the URL",
-    "NOREPLICAS": "it has fewer replicas than it wants for a change",
-    "READONLY": "it is a replica and takes no changes",
-    "TRYAGAIN": "it is moving this slot",
-    "WRONGPASS": "it refused the user or the password",
-}
+_SILENCE: Final = 0.2  # of a call's time, after which a server that owes an answer is in trouble
 
 _UNREACHABLE: Final = {
     socket.gaierror: "its host name is not known",
@@ -96,20 +82,59 @@ class _Dialled(Protocol):
     async def connect(self) -> None: ...
 
 
-class Transport:
-    """The connection to one server, for the event loop in which it was opened."""
+class Detour(Protocol):
+    """Where requests go that this server can't serve: to another node of its cluster."""
 
-    def __init__(self, *, timeout: float, max_commands: int, max_bytes: int) -> None:
-        self._timeout = timeout
-        self._max_commands = max_commands
-        self._max_bytes = max_bytes
+    def refused(self, request: Request, error: ReplyError) -> bool:
+        """Take a request that was refused; False if that is the answer to it."""
+
+    def left(self, request: Request) -> None:
+        """Take a request of a server that is no node of use any more."""
+
+    def in_trouble(self) -> None:
+        """Hear that the server does not answer, or can't be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a call may take, in seconds, and what may be under way on one connection."""
+
+    timeout: float
+    max_commands: int
+    max_bytes: int
+
+
+class Transport:
+    """The connection to one server, for the event loop in which it was opened.
+
+    `where` names the server in errors, without a password. A connection that is `read_only` may
+    lead to a replica of a cluster.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        where: str,
+        bounds: Bounds,
+        *,
+        detour: Detour | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self._url = url
+        self.where = where
+        self.host = urlsplit(url).hostname or ""
+        self._timeout = bounds.timeout
+        self._bounds = bounds
+        self._detour = detour
+        self._read_only = read_only
+        self._answers = Answers(where)
+        self._is_left = False
         self._backlog: deque[Request] = deque()  # waits for room, or for a connection
         self._wire: Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._pool: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._where = ""
         self._trouble = "it did not answer in time"
         self._pause = 0.0  # before the next dial
         self._identity: tuple[str, int] | None = None  # of the connection: server run, client id
@@ -117,21 +142,31 @@ class Transport:
 
     # Opening and closing
 
-    async def open(self, url: str, where: str) -> None:
-        """Make the first connection. `where` names the server in errors, without a password."""
-        self._where = where
-        try:
-            keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
-            self._pool = ConnectionPool.from_url(url, **self._options(), **keepalive)
-            self._pool.make_connection()
-        except (TypeError, ValueError, exceptions.RedisError):
-            # Their messages may show the password.
-            why = f"{where} has an option that can't be used"
-            raise ConfigurationError("url", why, "the settings") from None
+    async def open(self) -> None:
+        """Make the first connection, or raise why that can't be done."""
+        self._prepare_dialling()
         try:
             self._wire = await self._dial()
         except _Unreachable as error:
-            raise StoreUnavailable(where, str(error)) from None
+            raise StoreUnavailable(self.where, str(error)) from None
+        self._begin()
+
+    def start(self) -> None:
+        """Take requests; the first one makes the connection."""
+        self._prepare_dialling()
+        self._begin()
+
+    def _prepare_dialling(self) -> None:
+        try:
+            keepalive = {} if self._url.startswith("unix:") else {"socket_keepalive": True}
+            self._pool = ConnectionPool.from_url(self._url, **self._options(), **keepalive)
+            self._pool.make_connection()
+        except (TypeError, ValueError, exceptions.RedisError):
+            # Their messages may show the password.
+            why = f"{self.where} has an option that can't be used"
+            raise ConfigurationError("url", why, "the settings") from None
+
+    def _begin(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._tick()
 
@@ -144,6 +179,23 @@ class Transport:
             "driver_info": None,  # it would cost two round trips
             "retry": Retry(NoBackoff(), 0),
         }
+
+    def leave(self) -> None:
+        """Give the server up: it is no node of use any more. The detour gets what is open."""
+        self._is_left = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._hand_over(list(self._backlog))
+        self._backlog.clear()
+        if self._wire is not None:
+            self._wire.abort("it has left the cluster")  # which hands over what is under way
+
+    def _hand_over(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if self._detour is not None and not request.is_over():
+                self._detour.left(request)
 
     async def aclose(self) -> None:
         """Close the connection; calls in flight fail."""
@@ -173,7 +225,7 @@ class Transport:
         loop = self.loop()
         caller = loop.create_future()
         self.send(script.request(keys, arguments, [caller], loop.time()))
-        return self.believed(await caller, script.name, script.form)
+        return self._answers.believed(await caller, script.name, script.form)
 
     async def command(self, form: Form, *command: Argument) -> Reply:
         """Send one command that changes nothing, and whose reply has this form."""
@@ -181,13 +233,15 @@ class Transport:
         caller = loop.create_future()
         name = str(command[0])
         self.send(Request(list(command), name, Repeat.FREELY, [caller], loop.time()))
-        return self.believed(await caller, name, form)
+        return self._answers.believed(await caller, name, form)
 
     def send(self, request: Request) -> None:
         """Send a request, as soon as there is room for it; its callers get the reply."""
         wire = self._wire
         if wire is not None and not self._backlog and wire.has_room():
             wire.push(request)
+        elif self._is_left:
+            self._hand_over([request])
         else:
             self._backlog.append(request)
             self._connect_if_needed()
@@ -213,37 +267,11 @@ class Transport:
             )
         return loop
 
-    def checked(self, reply: Reply, name: str) -> Reply:
-        """Return the reply, or raise what an error of the server means."""
-        if type(reply) is ReplyError:
-            raise self.refused(name, reply.code)
-        return reply
-
-    def believed(self, reply: Reply, name: str, form: Form) -> Reply:
-        """Return the reply if it has the form, or raise what is wrong with it."""
-        if form(self.checked(reply, name)):
-            return reply
-        raise self.misfit(name)
-
-    def misfit(self, name: str) -> UnexpectedReply:
-        """Return the error for a reply that is none of this command or script."""
-        return UnexpectedReply(self._where, name, "of another form than expected")
-
-    def refused(self, name: str, code: str) -> AsyncStoreError:
-        """Return what an error of the server, by its first word, means for the caller."""
-        if code == "OOM":
-            return StoreFull(self._where)
-        if code in _NOT_NOW:
-            return StoreUnavailable(self._where, _NOT_NOW[code])
-        return UnexpectedReply(self._where, name, code)
-
     def _give_up(self, request: Request, why: str) -> None:
-        if request.may_have_changed_something:
-            request.fail(OutcomeUnknown(self._where, f"{request.name}: {why}"))
-        elif self._loop is None:
+        if self._loop is None and not request.may_have_changed_something:
             request.fail(StoreClosed("the store was closed; nothing was changed"))
         else:
-            request.fail(StoreUnavailable(self._where, f"{why}; nothing was changed"))
+            request.fail(self._answers.missing(request, why))
 
     # What the wire and the timer call
 
@@ -255,10 +283,10 @@ class Transport:
 
     def _refusal(self, wire: Wire, request: Request, error: ReplyError) -> bool:
         """Send a request another way if the server could not take it this way."""
-        if error.code != "NOSCRIPT" or not request.name_source():
-            return False
-        wire.push(request)
-        return True
+        if error.code == "NOSCRIPT" and request.name_source():
+            wire.push(request)
+            return True
+        return self._detour is not None and self._detour.refused(request, error)
 
     def _drain(self) -> None:
         """Send what waited, as far as there is room."""
@@ -275,6 +303,9 @@ class Transport:
         self._wire = None
         self._trouble = reason
         self._lost_identity = self._identity
+        if self._is_left:
+            self._hand_over([*wire.waiting, *wire.outbox])
+            return
         again: list[Request] = []
         for request in wire.waiting:
             if self._loop is None or request.is_hopeless or request.repeat is Repeat.NEVER:
@@ -286,6 +317,7 @@ class Transport:
                 self._give_up(request, reason)
             return
         self._backlog.extendleft(reversed([*again, *wire.outbox]))
+        self._tell_trouble()
         self._connect_if_needed()
 
     def _tick(self) -> None:
@@ -300,6 +332,8 @@ class Transport:
                 self._give_up(request, self._late())
         self._forget_the_answered()
         if wire is not None and wire.waiting:
+            if max(wire.last_heard, wire.waiting[0].born) <= loop.time() - _SILENCE * self._timeout:
+                self._tell_trouble()
             if max(wire.last_heard, wire.waiting[0].born) <= too_old:
                 wire.abort("it has gone silent")
         elif wire is not None and wire.last_heard < loop.time() - _PING_SECONDS:
@@ -319,6 +353,10 @@ class Transport:
 
     # Connections
 
+    def _tell_trouble(self) -> None:
+        if self._detour is not None:
+            self._detour.in_trouble()
+
     def _connect_if_needed(self) -> None:
         if self._wire is None and self._connecting is None and self._backlog:
             self._connecting = asyncio.ensure_future(self._reconnect())
@@ -333,6 +371,7 @@ class Transport:
                     self._wire = await self._dial()
                 except _Unreachable as error:
                     self._trouble = str(error)
+                    self._tell_trouble()
                 self._forget_the_answered()
         except AsyncStoreError as error:
             # The server answered, and said no. It is not asked again until the next call.
@@ -366,8 +405,8 @@ class Transport:
             # What answers there made redis-py stumble; it is no reason to stop trying.
             raise _Unreachable(self._why_unreachable(error)) from None
         wire = Wire(
-            max_commands=self._max_commands,
-            max_bytes=self._max_bytes,
+            max_commands=self._bounds.max_commands,
+            max_bytes=self._bounds.max_bytes,
             on_reply=self._heard,
             on_room=self._drain,
             on_refusal=self._refusal,
@@ -393,17 +432,23 @@ class Transport:
 
     async def _prepare(self, wire: Wire) -> None:
         """Learn who we are on the server, and end the connection that was lost."""
+        if self._read_only:
+            await self._ask(wire, "READONLY")
         hello = await self._ask(wire, "HELLO")
         info = await self._ask(wire, "INFO", "server", "persistence")
         if isinstance(info, bytes) and b"\nloading:1" in info:
-            raise _Unreachable(_NOT_NOW["LOADING"])
+            raise _Unreachable(NOT_NOW["LOADING"])
         identity = _identity(hello, info)
         await self._settle_appends(wire, identity)
         self._identity = identity
 
     async def _settle_appends(self, wire: Wire, identity: tuple[str, int] | None) -> None:
         """Have the appends of the lost connection sent again, or tell that it can't be done."""
-        unsettled = [request for request in self._backlog if request.may_have_changed_something]
+        unsettled = [
+            request
+            for request in self._backlog
+            if request.sent and request.may_have_changed_something
+        ]
         if not unsettled:
             return
         if await self._is_ended(wire, identity):
@@ -412,7 +457,7 @@ class Transport:
             is_same = identity is not None and lost is not None and identity[0] == lost[0]
             for request in unsettled:
                 why = f"{request.name}: its answer was lost, and it was refused when sent again"
-                doubt = OutcomeUnknown(self._where, why)
+                doubt = OutcomeUnknown(self.where, why)
                 request.send_again(AGAIN if is_same else ELSEWHERE, doubt)
         else:
             for request in unsettled:
@@ -439,16 +484,16 @@ class Transport:
 
     def _refused_login(self, error: BaseException) -> AsyncStoreError:
         code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
-        return self.refused("the handshake", code)
+        return self._answers.refused("the handshake", code)
 
     def _why_unreachable(self, reason: BaseException) -> str:
         known = [text for kind, text in _UNREACHABLE.items() if isinstance(reason, kind)]
         meaning = known[0] if known else type(reason).__name__
-        if isinstance(reason, FileNotFoundError) and not self._where.startswith("unix:"):
+        if isinstance(reason, FileNotFoundError) and not self.where.startswith("unix:"):
             meaning = "a file that the URL names is not there"
-        if not known and self._where.startswith(("redis:", "valkey:")):
+        if not known and self.where.startswith(("redis:", "valkey:")):
             meaning = "it closed the connection; is it a port for TLS, which wants rediss://?"
-        if self._where.startswith(("rediss:", "valkeys:")):
+        if self.where.startswith(("rediss:", "valkeys:")):
             meaning += "; is it a port for TLS?"
         return f"no connection ({meaning})"
 

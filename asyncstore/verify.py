@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Final
 
 from asyncstore import codec, keys, scripts
 from asyncstore.errors import UnexpectedReply
-from asyncstore.events import all_of
 from asyncstore.looking import Looker
 from asyncstore.names import MAIN
+from asyncstore.sharing import all_of
 from asyncstore.soundness import (
     Call,
     Check,
@@ -90,10 +90,9 @@ async def repair(store: Store, problem: Problem) -> bool:
     claims. Never the events. Each script looks again at what is there when it runs, so it can't
     undo what somebody has appended or deleted since the problem was found.
     """
-    transport = store._transport
     try:
         for call in problem.mending:
-            await transport.run(call.script, call.keys, call.arguments)
+            await store._router.run(call.script, call.keys, call.arguments)
     except UnexpectedReply:  # such as a key of another type, which is a problem by itself
         return False
     except UnicodeEncodeError:  # a name that is no text, which nobody can ask for
@@ -134,17 +133,16 @@ class _Walk:
         domains: Collection[str] | None,
         on_events: Callable[[int], None],
     ) -> None:
-        self._transport = store._transport
+        self._router = store._router
         self._keys = store._keys
-        self._look = Looker(self._transport)
+        self._look = Looker(self._router)
         self._domains = domains
         self._on_events = on_events
         self._met: set[str] = set()
 
     async def looks(self) -> AsyncIterator[_Look]:
         """Iterate over all that can be looked at by itself."""
-        yield self._at_store(self._check_layout)
-        yield self._at_store(self._check_commits)
+        yield self._at_index(self._check_layout)
         async for page in self._look.keys(self._keys.prefix):
             for key in page:
                 async for look in self._looks_at(key):
@@ -157,17 +155,23 @@ class _Walk:
         meaning = self._keys.explain(key)
         if meaning is None:
             if self._keys.word_of(key) is not None and self._domains is None:
-                yield self._at_store(partial(_foreign, key))
+                yield self._at_index(partial(_foreign, key))
         elif meaning.aggregate is not None:
-            for look in self._looks_at_aggregate(meaning.aggregate):
+            for look in self._looks_beside(meaning, meaning.aggregate):
                 yield look
-            if meaning.word == "positions" and self._is_wanted(meaning.aggregate.domain):
-                place = meaning.aggregate
-                check = partial(check_position, self._look, self._keys, meaning.name, place)
-                yield self._at_aggregate(check, place)
+        elif meaning.word == "commits":
+            yield self._at_index(partial(self._check_commits, meaning.tag), meaning.tag)
         elif meaning.word in ("roots", "editions", "domains", "correlated", "attached"):
             async for look in self._looks_at_index(key, meaning):
                 yield look
+
+    def _looks_beside(self, meaning: Meaning, place: Aggregate) -> list[_Look]:
+        """Return what is to be looked at because of a key of an aggregate."""
+        looks = self._looks_at_aggregate(place)
+        if meaning.word == "positions" and self._is_wanted(place.domain):
+            check = partial(check_position, self._look, self._keys, meaning.name, place)
+            looks.append(self._at_aggregate(check, place))
+        return looks
 
     def _looks_at_aggregate(self, aggregate: Aggregate) -> list[_Look]:
         name = keys.place_in_index(aggregate)
@@ -177,14 +181,14 @@ class _Walk:
         return [self._at_aggregate(partial(self._check_aggregate, aggregate), aggregate)]
 
     async def _check_aggregate(self, aggregate: Aggregate) -> Findings:
-        check = Check(self._look, self._transport, self._keys, aggregate, self._on_events)
+        check = Check(self._look, self._router, self._keys, aggregate, self._on_events)
         return await check.run()
 
     # What tells that somebody has written
 
-    def _at_store(self, check: Callable[[], Awaitable[Findings]]) -> _Look:
+    def _at_index(self, check: Callable[[], Awaitable[Findings]], tag: str = keys.ALL) -> _Look:
         async def last_commit() -> object:
-            return await self._last_commit()
+            return await self._last_commit(tag)
 
         return _Look(check, last_commit)
 
@@ -199,10 +203,11 @@ class _Walk:
 
     async def _last_append(self, aggregate: Aggregate) -> object:
         """Return what changes with each append to an aggregate, and if it comes or goes."""
-        roots = self._keys.roots(aggregate.domain, aggregate.edition)
+        roots, _, _ = self._keys.indexes_of(aggregate)
         is_index = await self._look.kind(roots) == "zset"
         score = await self._look.score(roots, aggregate.root) if is_index else None
-        return ("not there", await self._last_commit()) if score is None else score
+        tag = self._keys.tag_of(aggregate.root)
+        return ("not there", await self._last_commit(tag)) if score is None else score
 
     # Indexes
 
@@ -211,14 +216,15 @@ class _Walk:
         if meaning.domain and not self._is_wanted(meaning.domain):
             return
         if await self._look.kind(key) != "zset":
-            yield self._at_store(partial(self._check_type, key))
+            yield self._at_index(partial(self._check_type, key), meaning.tag)
             return
         if meaning.word == "roots":
-            yield self._at_store(partial(self._check_roots, key, meaning))
+            yield self._at_index(partial(self._check_roots, key, meaning), meaning.tag)
         else:
-            yield self._at_store(partial(self._check_order, key))
+            yield self._at_index(partial(self._check_order, key), meaning.tag)
         if meaning.word == "editions":
-            yield self._at_store(partial(self._check_domain_is_listed, meaning.domain))
+            check = partial(self._check_domain_is_listed, meaning.domain, meaning.tag)
+            yield self._at_index(check, meaning.tag)
         async for look in self._looks_at_names(key, meaning):
             yield look
 
@@ -232,22 +238,26 @@ class _Walk:
 
     def _looks_at_name(self, key: str, meaning: Meaning, name: str) -> list[_Look]:
         if meaning.word == "domains":
-            check = partial(self._check_domain, name)
-            return [self._at_store(check)] if self._is_wanted(name) else []
+            check = partial(self._check_domain, name, meaning.tag)
+            return [self._at_index(check, meaning.tag)] if self._is_wanted(name) else []
         if meaning.word == "editions":
-            return [self._at_store(partial(self._check_edition, key, meaning.domain, name))]
+            check = partial(self._check_edition, key, meaning, name)
+            return [self._at_index(check, meaning.tag)]
         if meaning.word == "correlated":
             return self._looks_at_correlated(key, meaning.name, name)
         try:
-            return self._looks_at_aggregate(Aggregate(meaning.domain, name, meaning.edition))
+            place = Aggregate(meaning.domain, name, meaning.edition)
         except ValueError:  # InvalidName is one
-            return [self._at_store(partial(_no_root, key, name))]
+            return [self._at_index(partial(_no_root, key, name), meaning.tag)]
+        if self._keys.tag_of(name) != meaning.tag:
+            return [self._at_index(partial(_no_root, key, name), meaning.tag)]
+        return self._looks_at_aggregate(place)
 
     def _looks_at_correlated(self, key: str, correlation_id: str, name: str) -> list[_Look]:
         place = keys.find_aggregate(name)
         check = partial(self._check_correlated, key, correlation_id, name, place)
         if place is None:
-            return [self._at_store(check)]
+            return [self._at_index(check)]
         return [self._at_aggregate(check, place)] if self._is_wanted(place.domain) else []
 
     async def _check_type(self, key: str) -> Findings:
@@ -266,22 +276,23 @@ class _Walk:
             missing = Problem("layout", key, None, "it is missing")
             return _findings(wrong_type(self._keys, key, kind) or missing)
         text = await self._look.text(key)
-        if text == f"{codec.LAYOUT}":
+        wanted = codec.layout(by_slot=self._keys.by_slot).decode()
+        if text == wanted:
             return Findings()
-        why = f"it is {text!r}, and this version of asyncstore knows {codec.LAYOUT}"
+        why = f"it is {text!r}, and this version of asyncstore knows {wanted!r}"
         return _findings(Problem("layout", key, None, why))
 
-    async def _check_commits(self) -> Findings:
-        key = self._keys.commits()
+    async def _check_commits(self, tag: str) -> Findings:
+        key = self._keys.commits(tag)
         if await self._look.kind(key) not in ("string", "none"):
             return await self._check_type(key)
-        if await self._last_commit() is None:
+        if await self._last_commit(tag) is None:
             return _findings(Problem("commits", key, None, "it is not a number and a time"))
         return Findings()
 
-    async def _last_commit(self) -> int | None:
+    async def _last_commit(self, tag: str) -> int | None:
         """Return the number of the last commit, 0 if there was none, None if it can't be read."""
-        key = self._keys.commits()
+        key = self._keys.commits(tag)
         if await self._look.kind(key) not in ("string", "none"):
             return None
         text = await self._look.text(key)
@@ -292,33 +303,34 @@ class _Walk:
         """Check the scores of an index of roots, and that its edition is listed."""
         found = Findings()
         highest = await self._look.highest(key)
-        last = await self._last_commit()
+        last, commits = await self._last_commit(meaning.tag), self._keys.commits(meaning.tag)
         if highest is not None and last is not None and highest > last:
             why = f"the last commit is {last}, and {key} has one of number {highest:.0f}"
-            mend = Call(scripts.MEND_COMMITS, (self._keys.commits(), key), ())
-            found.add(Problem("commits", self._keys.commits(), None, why, False, (mend,), key))
-        editions = self._keys.editions(meaning.domain)
+            mend = Call(scripts.MEND_COMMITS, (commits, key), ())
+            found.add(Problem("commits", commits, None, why, False, (mend,), key))
+        editions = self._keys.editions(meaning.domain, meaning.tag)
         if await self._look.kind(editions) not in ("zset", "none"):
             return found
         if highest is not None and not await self._look.is_scored(editions, meaning.edition):
             why = f"it does not name {meaning.edition!r}, which has roots"
-            mending = list_edition(self._keys, meaning.domain, meaning.edition)
+            mending = list_edition(self._keys, meaning.domain, meaning.edition, meaning.tag)
             found.add(
                 Problem("edition-missing", editions, None, why, False, mending, meaning.edition)
             )
         return found
 
-    async def _check_edition(self, key: str, domain: str, edition: str) -> Findings:
-        if await self._look.exists(self._keys.roots(domain, edition)):
+    async def _check_edition(self, key: str, meaning: Meaning, edition: str) -> Findings:
+        domain, tag = meaning.domain, meaning.tag
+        if await self._look.exists(self._keys.roots(domain, edition, tag)):
             return Findings()
         if not await self._is_still_named(key, edition):
             return Findings()
         why = f"it names {edition!r}, which has no roots"
-        mending = list_edition(self._keys, domain, edition)
+        mending = list_edition(self._keys, domain, edition, tag)
         return _findings(Problem("edition-too-much", key, None, why, False, mending, edition))
 
-    async def _check_domain_is_listed(self, domain: str) -> Findings:
-        index, editions = self._keys.domains(), self._keys.editions(domain)
+    async def _check_domain_is_listed(self, domain: str, tag: str) -> Findings:
+        index, editions = self._keys.domains(tag), self._keys.editions(domain, tag)
         if await self._look.kind(index) not in ("zset", "none"):
             return Findings()
         is_there = await self._look.exists(editions)
@@ -328,8 +340,8 @@ class _Walk:
         mend = Call(scripts.MEND_NAME, (index, editions), (domain,))
         return _findings(Problem("domain-missing", index, None, why, False, (mend,), domain))
 
-    async def _check_domain(self, domain: str) -> Findings:
-        index, editions = self._keys.domains(), self._keys.editions(domain)
+    async def _check_domain(self, domain: str, tag: str) -> Findings:
+        index, editions = self._keys.domains(tag), self._keys.editions(domain, tag)
         if await self._look.exists(editions) or not await self._is_still_named(index, domain):
             return Findings()
         why = f"it names {domain!r}, which has no editions"

@@ -26,6 +26,7 @@ AGAIN: Final = "again"
 ELSEWHERE: Final = "elsewhere"
 """The marks of a second sending: to the process that the first went to, and to another one."""
 
+_ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
 _NOT_YET: Final = object()
 _LARGEST_REPLY: Final = 512 * 1024 * 1024  # bytes; what Redis takes as one value, by default
 
@@ -54,18 +55,21 @@ class Request:
     """
 
     __slots__ = (
+        "asking",
         "born",
         "callers",
         "command",
+        "detours",
         "doubt",
         "is_group",
         "is_hopeless",
+        "is_simple",
         "mark",
         "name",
         "packet",
-        "parts",
         "repeat",
         "sent",
+        "slot",
         "source",
     )
 
@@ -80,9 +84,13 @@ class Request:
         mark: int = 0,
         source: str | None = None,
         is_group: bool = False,
+        slot: int | None = None,
     ) -> None:
         self.command = command
-        self.parts = 0  # how many replies a shipment has; a plain request has one
+        self.slot = slot  # of a cluster, that its keys are in; None for a matter of one server
+        self.detours = 0  # how often it was sent to another node, or again
+        self.asking = False  # whether it goes where its slot is still on its way to
+        self.is_simple = True  # one command and one reply
         self.name = name
         self.repeat = repeat
         self.callers = callers
@@ -97,7 +105,8 @@ class Request:
 
     def pack(self) -> None:
         """Make the bytes to send; again when the command has changed."""
-        self.packet = _packed(self.command)
+        self.packet = (_ASKING if self.asking else b"") + _packed(self.command)
+        self.is_simple = not self.asking
 
     @property
     def may_have_changed_something(self) -> bool:
@@ -115,6 +124,20 @@ class Request:
         self.doubt = doubt
         self.sent = False
         self.pack()
+
+    def send_elsewhere(self, *, asking: bool) -> None:
+        """Prepare to go to another server, which is asked to serve it if the slot comes there."""
+        self.asking = asking
+        self.detours += 1
+        if self.doubt is not None and self.mark:
+            self.command[self.mark] = ELSEWHERE
+        self.sent = False
+        self.pack()
+
+    def is_answered_by(self, _: Reply) -> bool:
+        """Take one of several replies; return whether it was the last one."""
+        self.is_simple = True  # that was the reply to ASKING, and one more comes
+        return False
 
     def name_source(self) -> bool:
         """Name the script by its source: the server may not have it. False if that was done."""
@@ -157,26 +180,35 @@ class Shipment(Request):
     All of it goes on one connection with nothing in between, and if that breaks, all of it goes
     again. Each caller gets its part of its group's reply, and the replies to the proofs, None for
     those that did not come.
+
+    `prove` returns these commands. It is told for how many seconds the first of the callers has
+    waited: a proof may take the time that is left.
     """
 
-    __slots__ = ("groups", "over", "proofs", "replies")
+    __slots__ = ("_loop", "_prove", "_to_skip", "groups", "over", "proofs", "replies")
 
-    def __init__(self, groups: Sequence[Request], proofs: Sequence[Sequence[Argument]]) -> None:
+    def __init__(
+        self, groups: Sequence[Request], prove: Callable[[float], Sequence[Sequence[Argument]]]
+    ) -> None:
         first = groups[0]
         callers = [caller for group in groups for caller in group.callers]
         self.groups = groups
-        self.proofs = proofs
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._prove = prove
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[None] = self._loop.create_future()
         born = min(group.born for group in groups)
-        super().__init__([], first.name, first.repeat, callers, born)
-        self.parts = len(groups) + len(proofs)
+        super().__init__([], first.name, first.repeat, callers, born, slot=first.slot)
+        self.detours = first.detours
         self.doubt = first.doubt
 
     def pack(self) -> None:
         """Make the bytes to send; replies to an earlier sending are of no use any more."""
+        self.proofs = self._prove(self._loop.time() - self.born)
         groups = [group.packet for group in self.groups]
         self.packet = b"".join([*groups, *map(_packed, self.proofs)])
+        self.is_simple = False
         self.replies: list[Reply] = []
+        self._to_skip = self.groups[0].asking
 
     def send_again(self, mark: str, doubt: Exception) -> None:
         """Prepare the second sending of all groups."""
@@ -185,6 +217,18 @@ class Shipment(Request):
         self.doubt = doubt
         self.sent = False
         self.pack()
+
+    def send_elsewhere(self, *, asking: bool) -> None:
+        """Prepare to go to another server; only one group can, for each has its own slot."""
+        self.groups[0].send_elsewhere(asking=asking)
+        self.detours += 1
+        self.sent = False
+        self.pack()
+
+    def split(self) -> list[Shipment]:
+        """Return a shipment for each group. This one is over."""
+        self._end()
+        return [Shipment([group], self._prove) for group in self.groups]
 
     def name_source(self) -> bool:
         """Name the script by its source, once: the groups behind find it there."""
@@ -197,10 +241,13 @@ class Shipment(Request):
         """Whether there is nothing left to do: who waits for the connection has to know."""
         return self.over.done()
 
-    def is_complete_with(self, reply: Reply) -> bool:
+    def is_answered_by(self, reply: Reply) -> bool:
         """Take the reply to one of the commands; return whether it was the last one."""
+        if self._to_skip:
+            self._to_skip = False  # the first one was that of ASKING
+            return False
         self.replies.append(reply)
-        return len(self.replies) == self.parts
+        return len(self.replies) == len(self.groups) + len(self.proofs)
 
     def settle(self) -> list[tuple[Shipment, ReplyError]]:
         """Hand the replies to the callers. Return the groups that were refused as a whole."""
@@ -208,7 +255,7 @@ class Shipment(Request):
         refused: list[tuple[Shipment, ReplyError]] = []
         for group, reply in zip(self.groups, self.replies, strict=False):
             if type(reply) is ReplyError:
-                refused.append((Shipment([group], self.proofs), reply))
+                refused.append((Shipment([group], self._prove), reply))
             else:
                 group.finish(reply, proofs)
         self._end()
@@ -363,22 +410,17 @@ class Wire(asyncio.Protocol):
             raise hiredis.ProtocolError(type(error).__name__) from error
 
     def _match(self, request: Request, reply: Reply) -> None:
-        if request.parts:
-            self._match_shipment(cast(Shipment, request), reply)
+        if not request.is_simple and not request.is_answered_by(reply):
             return
         self.waiting.popleft()
         self._leave(request)
-        if type(reply) is ReplyError:
+        if isinstance(request, Shipment):
+            for refused, error in request.settle():
+                self._refuse(refused, error)
+        elif type(reply) is ReplyError:
             self._refuse(request, reply)
         else:
             request.finish(reply)
-
-    def _match_shipment(self, shipment: Shipment, reply: Reply) -> None:
-        if shipment.is_complete_with(reply):
-            self.waiting.popleft()
-            self._leave(shipment)
-            for refused, error in shipment.settle():
-                self._refuse(refused, error)
 
     def _refuse(self, request: Request, error: ReplyError) -> None:
         if not self._on_refusal(self, request, error):

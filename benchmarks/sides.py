@@ -26,7 +26,7 @@ import orjson
 import redis.asyncio
 
 from asyncstore import Aggregate, Event, Store, codec, scripts
-from asyncstore.keys import Keys
+from asyncstore.keys import ALL, Keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -173,10 +173,8 @@ def script_call(append: Append) -> Call:
     """Return the call of the store's own append script for one append."""
     aggregate = append.aggregate
     keys = (
-        KEYS.commits(),
-        KEYS.roots(aggregate.domain, aggregate.edition),
-        KEYS.editions(aggregate.domain),
-        KEYS.domains(),
+        KEYS.commits(ALL),
+        *KEYS.indexes_of(aggregate),
         KEYS.events(aggregate),
     )
     members = [part for event in append.events for part in codec.encode_event(event)]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, Iterable
 from typing import TypeVar
 
 from asyncstore import Event, RecordedEvent
+from asyncstore.keys import ALL, Keys
 
 T = TypeVar("T")
 
@@ -21,3 +22,22 @@ def sequences(events: Iterable[RecordedEvent]) -> list[int]:
 
 async def listed(items: AsyncIterable[T]) -> list[T]:
     return [item async for item in items]
+
+
+class KeysOfOne(Keys):
+    """The keys of a store on one server, whose indexes have one tag."""
+
+    def roots(self, domain: str, edition: str, tag: str = ALL) -> str:
+        return Keys.roots(self, domain, edition, tag)
+
+    def editions(self, domain: str, tag: str = ALL) -> str:
+        return Keys.editions(self, domain, tag)
+
+    def domains(self, tag: str = ALL) -> str:
+        return Keys.domains(self, tag)
+
+    def attached(self, domain: str, edition: str, tag: str = ALL) -> str:
+        return Keys.attached(self, domain, edition, tag)
+
+    def commits(self, tag: str = ALL) -> str:
+        return Keys.commits(self, tag)

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import anyio.from_thread
 import redis
 
-from asyncstore import acl, embedded
+from asyncstore import acl, embedded, embedded_cluster
+from asyncstore.keys import Keys
 
 READY_SECONDS = 20
 
@@ -35,8 +37,19 @@ class Server:
     url: str
     outside: str = ""
 
+    @property
+    def is_cluster(self) -> bool:
+        return "cluster=true" in self.url
+
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.outside or self.url)
+        """Return a client; one of a cluster has the same commands."""
+        url = (self.outside or self.url).replace("?cluster=true", "")
+        if self.is_cluster:
+            return cast(redis.Redis, redis.RedisCluster.from_url(url))
+        return redis.Redis.from_url(url)
+
+    def keys(self, prefix: str) -> Keys:
+        return Keys(prefix, by_slot=self.is_cluster)
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,15 @@ def _embedded() -> Iterator[str]:
         portal.wrap_async_context_manager(embedded.running(Path(directory))) as url,
     ):
         yield url
+
+
+@contextmanager
+def _cluster() -> Iterator[str]:
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(embedded_cluster.running()) as cluster,
+    ):
+        yield f"{cluster.urls[0]}?cluster=true"
 
 
 def as_user(url: str) -> str:

@@ -20,7 +20,7 @@ from asyncstore import (
     InvalidType,
     Store,
 )
-from asyncstore.keys import Keys
+from tests.builders import KeysOfOne as Keys
 from tests.builders import numbered, sequences
 from tests.polling import eventually
 from tests.servers import RedisServer, Server, redis_server

@@ -740,7 +740,7 @@ class TestCorrelation:
             "orders:main:\x01",
             "☃:main:x",
         ]
-        key = Keys(prefix).correlated("c")
+        key = server.keys(prefix).correlated("c")
         with server.client() as client:
             assert client.zcard(key) == 1, "this is the key of the index"
             client.zadd(key, dict.fromkeys(junk, 0))
@@ -753,7 +753,7 @@ class TestCorrelation:
     ) -> None:
         await store.events.append(order, numbered(2), expected=NEW, correlation_id="c")
         with server.client() as client:
-            client.zadd(Keys(prefix).correlated("c"), {b"orders:main:\xff\xfe": 0})
+            client.zadd(server.keys(prefix).correlated("c"), {b"orders:main:\xff\xfe": 0})
         assert told(await store.events.correlated("c")) == [("orders", "main", order.root, [0, 1])]
 
 
@@ -825,16 +825,17 @@ class TestTime:
     async def test_the_stores_own_never_run_back_when_the_servers_clock_does(
         self, server: Server, prefix: str, store: Store, order: Aggregate, where: str
     ) -> None:
-        place, other = order.on(where), Aggregate("orders", "other", where)
+        place, other = order.on(where), Aggregate("carts", order.root, where)
         await store.events.append(place, numbered(1), expected=NEW)
-        keys = Keys(prefix)
+        keys = server.keys(prefix)
+        commits_key = keys.commits(keys.tag_of(order.root))
         ahead = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
         microseconds = int(ahead.timestamp()) * 1_000_000
         with server.client() as client:
-            commits: Any = client.get(keys.commits())
+            commits: Any = client.get(commits_key)
             number, _ = commits.split()
             # As if the last commit had been made before the clock was put back by an hour.
-            client.set(keys.commits(), b"%s %d" % (number, microseconds))
+            client.set(commits_key, b"%s %d" % (number, microseconds))
         await store.events.append(place, numbered(2, 1), expected=1)
         await asyncio.gather(
             *(store.events.append(place, numbered(1), expected=ANY) for _ in range(6)),
@@ -846,10 +847,11 @@ class TestTime:
         assert set(times[1:]) == {ahead}
         assert [e.time for e in await store.events.read(other)] == [ahead]
         with server.client() as client:
-            commits = client.get(keys.commits())
+            commits = client.get(commits_key)
             assert commits.split()[1] == b"%d" % microseconds
-            roots = keys.roots("orders", where)
-            scores: Any = [client.zscore(roots, root) for root in (place.root, "other")]
+            scores: Any = [
+                client.zscore(keys.indexes_of(each)[0], each.root) for each in (place, other)
+            ]
         assert min(scores) > int(number)
         assert max(scores) <= int(commits.split()[0])
 
@@ -866,14 +868,12 @@ class TestTime:
         self, server: Server, prefix: str, store: Store
     ) -> None:
         seen = []
-        roots = Keys(prefix).roots("orders", "main")
         with server.client() as client:
             for n in range(10):
-                root = f"{n % 3}"
-                await store.events.append(
-                    Aggregate("orders", root), numbered(2), expected=ANY, correlation_id="c"
-                )
-                score: Any = client.zscore(roots, root)
+                place = Aggregate(f"domain-{n % 3}", "1")
+                await store.events.append(place, numbered(2), expected=ANY, correlation_id="c")
+                roots, _, _ = server.keys(prefix).indexes_of(place)
+                score: Any = client.zscore(roots, place.root)
                 seen.append(score)
         assert seen == sorted(set(seen))
 
@@ -1080,7 +1080,7 @@ class TestErasure:
     ) -> None:
         place = order.on(where)
         await fill(store, place)
-        key = Keys(prefix).correlated("process 1 ☃")
+        key = server.keys(prefix).correlated("process 1 ☃")
         with server.client() as client:
             client.delete(key)
             client.rpush(key, "somebody else's")
@@ -1100,7 +1100,7 @@ class TestErasure:
     ) -> None:
         branch = order.on("what-if")
         await fill(store, branch)
-        key = Keys(prefix).correlated("process 1 ☃")
+        key = server.keys(prefix).correlated("process 1 ☃")
         with server.client() as client:
             client.delete(key)
             client.rpush(key, "somebody else's")
@@ -1136,7 +1136,7 @@ class TestErasure:
     async def test_a_key_of_another_kind_stops_an_append_whole(
         self, server: Server, prefix: str, store: Store, order: Aggregate, where: str, kind: str
     ) -> None:
-        place, keys = order.on(where), Keys(prefix)
+        place, keys = order.on(where), server.keys(prefix)
         key = keys.claims(place) if kind == "claims" else keys.correlated("c")
         with server.client() as client:
             client.rpush(key, "somebody else's")
@@ -1160,8 +1160,8 @@ class TestSecondArrival:
     def arrive(
         self, server: Server, keys: Keys, place: Aggregate, event: Event, expected: str, key: str
     ) -> object:
-        where = [keys.commits(), keys.roots("orders", "main"), keys.editions("orders")]
-        where += [keys.domains(), keys.events(place), keys.claims(place)]
+        where = [keys.commits(keys.tag_of(place.root)), *keys.indexes_of(place)]
+        where += [keys.events(place), keys.claims(place)]
         about = ["again", "orders", "main", 1, place.root, expected, 1, "k", f"key:{key}"]
         with server.client() as client:
             replies: Any = client.eval(
@@ -1174,7 +1174,7 @@ class TestSecondArrival:
     ) -> None:
         event = Event("Told", 1)
         await store.events.append(order, [event], expected=NEW, idempotency_key="k")
-        keys = Keys(prefix)
+        keys = server.keys(prefix)
         assert self.arrive(server, keys, order, event, "", "k2") == [b"ok", 1]
         assert self.arrive(server, keys, order, event, "", "k2") == [b"ok", 1]
         found = await store.events.find_idempotency_key(order, "k2")
@@ -1183,7 +1183,7 @@ class TestSecondArrival:
     async def test_of_a_duplicate_is_one(
         self, server: Server, prefix: str, store: Store, order: Aggregate
     ) -> None:
-        event, keys = Event("Told", 1), Keys(prefix)
+        event, keys = Event("Told", 1), server.keys(prefix)
         await store.events.append(order, [event], expected=NEW, idempotency_key="k")
         assert self.arrive(server, keys, order, event, "1", "k") == [b"duplicate", 0, 1]
         assert self.arrive(server, keys, order, event, "0", "k") == [b"ok", 0]

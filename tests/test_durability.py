@@ -533,9 +533,9 @@ async def test_an_answer_whose_proof_is_lost_is_not_lost_with_it() -> None:
     groups = [
         scripts.APPEND.request([], [""], [caller], loop.time(), is_group=True) for caller in callers
     ]
-    shipment = Shipment(groups, [["WAIT", 1, 100]])
-    assert not shipment.is_complete_with([[b"ok", 7]])
-    assert not shipment.is_complete_with(ReplyError("NOSCRIPT"))
+    shipment = Shipment(groups, lambda _: [["WAIT", 1, 100]])
+    assert not shipment.is_answered_by([[b"ok", 7]])
+    assert not shipment.is_answered_by(ReplyError("NOSCRIPT"))
     shipment.fail(OutcomeUnknown("here", "no answer"))
     assert await callers[0] == ([b"ok", 7], [None])
     for caller in callers[1:]:

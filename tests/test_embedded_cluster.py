@@ -30,6 +30,7 @@ from asyncstore import (
     embedded_cluster,
 )
 from asyncstore.embedded_cluster import Cluster, Node
+from asyncstore.transport import Bounds
 from tests import servers
 from tests.polling import eventually
 from tests.processes import gone, is_running, parent_of
@@ -500,7 +501,7 @@ class TestRefusals:
             await nodes[4].kill()
 
         monkeypatch.setattr(embedded_cluster, "_introduce", strike)
-        monkeypatch.setattr(embedded_cluster, "_CALL_SECONDS", 0.5)
+        monkeypatch.setattr(embedded_cluster, "_BOUNDS", Bounds(0.5, 100, 1 << 20))
         with pytest.raises(StoreUnavailable, match=r"^node-5 at .*; its log ends with: .*"):
             async with embedded_cluster.running():
                 pass

@@ -119,11 +119,12 @@ async def test_mistake_02_round_trips(
 async def test_mistake_03_indexes_are_changed_with_the_event(
     server: Server, prefix: str, store: Store, order: Aggregate, where: str, index: str
 ) -> None:
-    place, keys = order.on(where), Keys(prefix)
+    place, keys = order.on(where), server.keys(prefix)
+    roots, editions, domains = keys.indexes_of(place)
     key = {
-        "roots": keys.roots("orders", where),
-        "editions": keys.editions("orders"),
-        "domains": keys.domains(),
+        "roots": roots,
+        "editions": editions,
+        "domains": domains,
         "correlated": keys.correlated("c"),
         "claims": keys.claims(place),
     }[index]

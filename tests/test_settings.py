@@ -246,10 +246,25 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match=r"missing\.toml"):
             Settings.resolve({}, {"ASYNCSTORE_CONFIG": "missing.toml"})
 
-    async def test_clusters_are_for_later(self) -> None:
-        with pytest.raises(ConfigurationError, match="cluster"):
-            async with asyncstore.open(urls=["redis://a", "redis://b"]):
-                pass
+    @pytest.mark.parametrize(
+        ("url", "seeds"),
+        [
+            ("redis://h?cluster=true", ["redis://h"]),
+            ("valkeys://u:p@h:1?cluster=true&protocol=3", ["rediss://u:p@h:1?protocol=3"]),
+            ("redis://h?protocol=3&cluster=true", ["redis://h?protocol=3"]),
+            ("redis://h?cluster=false", []),
+            ("redis://h", []),
+        ],
+    )
+    def test_of_a_cluster_by_one_url(self, url: str, seeds: list[str]) -> None:
+        settings = Settings(url=url)
+        assert settings.seeds() == seeds
+        assert "cluster" not in settings.server_url()
+
+    @pytest.mark.parametrize("value", ["", "1", "TRUE", "no"])
+    def test_of_a_cluster_says_true_or_false(self, value: str) -> None:
+        with pytest.raises(ConfigurationError, match="cluster wants true or false"):
+            Settings(url=f"redis://h?cluster={value}")
 
 
 class TestPasswords:

@@ -36,7 +36,7 @@ from asyncstore import (
     transfer,
 )
 from asyncstore.events import Events
-from asyncstore.keys import Keys
+from tests.builders import KeysOfOne as Keys
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.proxy import proxy_to

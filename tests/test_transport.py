@@ -371,7 +371,7 @@ class TestInStep:
         self, running: RedisServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with asyncstore.open(running.url) as store:
-            wire = store._transport._wire
+            wire = store._router.nodes()[0].transport._wire
             assert wire is not None
             assert wire._transport is not None
             wire._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
@@ -529,7 +529,7 @@ class TestNobodyHangs:
                     await store.events.append(ORDER, [Event("Large", b"x" * 10**6)], expected=ANY)
             mine = asyncio.current_task()
             await eventually(lambda: asyncio.all_tasks() == {mine}, "nobody dials any more")
-            assert not store._transport._backlog
+            assert not store._router.nodes()[0].transport._backlog
 
     async def test_a_connection_that_breaks_as_soon_as_it_is_made(self) -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -579,7 +579,7 @@ class TestNobodyHangs:
             ]
             most = 0
             while not all(call.done() for call in calls):
-                wire = store._transport._wire
+                wire = store._router.nodes()[0].transport._wire
                 assert wire is not None
                 in_flight = [*wire.waiting, *wire.outbox]
                 most = max(most, sum(len(request.packet) for request in in_flight))

@@ -3,7 +3,8 @@
 -- events or none, and what is wrong with one does not touch the others.
 -- KEYS: commits, roots, editions, domains (see keys.py), then for each aggregate its events;
 --       on another edition than main also its divergence, the events of main, and its newest, kept
---       and recent snapshots; with a claim its claims; with a correlation id the index of that id
+--       and recent snapshots; with a claim its claims; with 'c' the index of the correlation id, with
+--       'e' erasing and erasures
 -- ARGV: mark: 'again' when this may be the second arrival of the same call, 'elsewhere' when the first
 --       was at another process of the server, else '',
 --       domain, edition, how many aggregates,
@@ -11,10 +12,12 @@
 --         expected: the sequence that the first event must get, or '' for any,
 --         how many events; with none only a commit number is written, so that a WAIT covers what was
 --         there before,
---         options, a letter each: 'k', 's', 'c' for claims of a key, a source, a correlation id;
+--         options, a letter each: 'k', 's', 'c' for claims of a key, a source, a correlation id; 'e'
+--           for that of a correlation id whose index is in another slot, and names the aggregate;
 --           'm' to have the missed events with a conflict, as far as the call has room for them;
 --           'd' to have something written also when the events were there before, so that a WAIT
---           covers them; then a text for each claim, in this order,
+--           covers them; then a text for each claim, in this order, and with 'e' the count of
+--           erasures that was known before the index was written,
 --         and two for each event: its time in microseconds ('' for the server's time), and what
 --         follows the time in its member (see codec.py)
 -- Reply: for each aggregate {'ok', first sequence}, which is the next one where there are no events,
@@ -22,6 +25,7 @@
 --        {'conflict', next sequence},
 --        {'conflict', next sequence, then what read.lua replies from the one before expected on} with 'm', {'regressed', next
 --        sequence} when that is less than expected, and the first arrival was elsewhere,
+--        {'erased', count of erasures} with 'e' when there were some since, or one is under way,
 --        {'error', first word of the server's error}, or {'error', 'TOOLONG'} when a second
 --        arrival had too much to look through
 -- include: commit.lua
@@ -98,6 +102,13 @@ local function earlier_answer(events, expected, from, to, first, last, trace)
   return gave_up and { 'error', 'TOOLONG' }
 end
 
+-- Returns whether the index of a correlation id, in another slot, may not name the aggregate any more.
+local function may_be_erased(trace)
+  local from, to = '[' .. trace.correlation .. '\n', '(' .. trace.correlation .. '\v'
+  return (redis.call('GET', trace.erasures) or '0') ~= trace.known_erasures
+    or #redis.call('ZRANGE', trace.erasing, from, to, 'BYLEX', 'LIMIT', 0, 1) > 0
+end
+
 local missed_bytes = 0
 
 -- Conflicts of one call share what they may bring; when it is used up, the caller has to read.
@@ -169,6 +180,9 @@ local function append(events, root, expected, first, last, options, branch, trac
     end
     return conflict(events, branch, diverges_at, sequence, next_sequence, options)
   end
+  if trace and trace.erasures and may_be_erased(trace) then
+    return { 'erased', tonumber(redis.call('GET', trace.erasures) or '0') }
+  end
   -- These fail here, before the first write, if they are something else.
   if trace and not trace.key then
     redis.call('ZCARD', trace.claims)
@@ -237,7 +251,15 @@ local function take_trace(options)
     elseif letter == 'c' then
       trace.correlated = KEYS[key]
       key = key + 1
+    elseif letter == 'e' then
+      trace.correlation = ARGV[place]
+      trace.erasing, trace.erasures = KEYS[key], KEYS[key + 1]
+      key = key + 2
     end
+    place = place + 1
+  end
+  if trace.erasures then
+    trace.known_erasures = ARGV[place]
     place = place + 1
   end
   return trace

@@ -1,13 +1,12 @@
 #!lua
 -- Claims events for a key, a source or a correlation id that they carry, if they are still there.
--- KEYS: events, claims; for a correlation id also its index (see keys.py)
--- ARGV: what is claimed, the first sequence, the last, the ids in hexadecimal of the events there,
---       and for a correlation id what names the aggregate in its index
+-- KEYS: events, claims (see keys.py)
+-- ARGV: what is claimed, the first sequence, the last, the ids in hexadecimal of the events there
 -- Reply: {'added'}, {'right'} when all was there, or {'changed'} when these events are not there
 -- include: claims.lua
-local events, claims, correlated = KEYS[1], KEYS[2], KEYS[3]
+local events, claims = KEYS[1], KEYS[2]
 local what, first, last = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local first_id, last_id, place = ARGV[4], ARGV[5], ARGV[6]
+local first_id, last_id = ARGV[4], ARGV[5]
 
 local function has_event(score, id)
   local member = redis.call('ZRANGE', events, score, score, 'BYSCORE')[1]
@@ -20,7 +19,5 @@ if not (is_whole and has_event(ARGV[2], first_id) and has_event(ARGV[3], last_id
   return { 'changed' }
 end
 redis.call('ZCARD', claims) -- fails here, before the first write, if it is something else
-local added = correlated and redis.call('ZADD', correlated, 0, place) or 0
 local claim = string.format('%s %.0f', claim_of(what, first), count)
-added = added + redis.call('ZADD', claims, 0, claim)
-return { added > 0 and 'added' or 'right' }
+return { redis.call('ZADD', claims, 0, claim) > 0 and 'added' or 'right' }

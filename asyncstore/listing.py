@@ -1,0 +1,108 @@
+"""What there is: the names in the indexes, of which a cluster has some for each slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from asyncstore import forms
+from asyncstore.sharing import all_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from asyncstore.keys import Keys
+    from asyncstore.router import Router
+
+PAGE: Final = 1000
+_INDEXES_AT_ONCE: Final = 256
+
+
+class _Page(NamedTuple):
+    """Names of an index, and after what the next ones come; empty if there are no more."""
+
+    names: list[str]
+    last: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Goes through indexes page by page, through many at a time: on a cluster most are empty."""
+
+    _router: Router
+    _keys: Keys
+
+    async def names(self, indexes: list[str]) -> AsyncIterator[str]:
+        """Iterate over the names in some indexes, each once, in alphabetical order."""
+        if len(indexes) == 1:
+            async for page in self.pages_of_names(indexes):
+                for name in page:
+                    yield name
+            return
+        found: set[str] = set()
+        async for page in self.pages_of_names(indexes):
+            found.update(page)
+        for name in sorted(found, key=str.encode):
+            yield name
+
+    def pages_of_names(self, indexes: list[str], most: int = PAGE) -> AsyncIterator[list[str]]:
+        """Iterate over the names in some indexes, those of each in alphabetical order."""
+        return self._pages(indexes, self._names_in, most)
+
+    async def pages_of_roots(
+        self, domain: str, edition: str, most: int = PAGE
+    ) -> AsyncIterator[list[str]]:
+        """Iterate over the roots of a domain, those of each index in the order of their commits."""
+        # An append moves its root to the end of the index. So a root may come by again, but it
+        # can't slip past: what is before the place we have come to was given out.
+        given: set[str] = set()
+        indexes = [self._keys.roots(domain, edition, tag) for tag in self._keys.tags()]
+        async for page in self._pages(indexes, self._roots_in, most):
+            new = [root for root in page if root not in given]
+            given.update(new)
+            yield new
+
+    async def _pages(
+        self,
+        indexes: list[str],
+        page_of: Callable[[str, bytes, int], Coroutine[Any, Any, _Page]],
+        most: int,
+    ) -> AsyncIterator[list[str]]:
+        for first in range(0, len(indexes), _INDEXES_AT_ONCE):
+            left = [(key, b"") for key in indexes[first : first + _INDEXES_AT_ONCE]]
+            while left:
+                pages = await all_of(page_of(key, after, most) for key, after in left)
+                for page in pages:
+                    if page.names:
+                        yield page.names
+                left = [
+                    (key, page.last)
+                    for (key, _), page in zip(left, pages, strict=True)
+                    if page.last
+                ]
+
+    async def _names_in(self, key: str, after: bytes, most: int) -> _Page:
+        start = b"(" + after if after else b"-"
+        found: list[bytes] = await self._router.read(
+            forms.is_texts, "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, most
+        )
+        return _Page(_decoded(found), found[-1] if len(found) == most else b"")
+
+    async def _roots_in(self, key: str, after: bytes, most: int) -> _Page:
+        start = b"(" + after if after else b"-inf"
+        by = ("BYSCORE", "LIMIT", 0, most, "WITHSCORES")
+        reply = await self._router.read(forms.is_scored, "ZRANGE", key, start, "+inf", *by)
+        found = forms.pairs_of(reply)
+        last = b"%d" % int(float(found[-1][1])) if len(found) == most else b""
+        return _Page(_decoded([root for root, _ in found]), last)
+
+
+async def flat(pages: AsyncIterator[list[str]]) -> AsyncIterator[str]:
+    """Iterate over what is on pages."""
+    async for page in pages:
+        for name in page:
+            yield name
+
+
+def _decoded(names: list[bytes]) -> list[str]:
+    return [name.decode(errors="replace") for name in names]

@@ -1,0 +1,165 @@
+"""The way of a request to the server that has its keys: the one there is, or one of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol, cast
+
+from asyncstore.answers import Answers
+from asyncstore.errors import StoreClosed, StoreUnavailable
+from asyncstore.slots import slot_of, slot_of_tag
+from asyncstore.wire import Repeat, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncstore.appends import Appender
+    from asyncstore.forms import Form
+    from asyncstore.nodes import Node
+    from asyncstore.scripts import Script
+    from asyncstore.values import Durability
+    from asyncstore.wire import Argument, Reply
+
+
+class Servers(Protocol):
+    """One server, or a cluster."""
+
+    @property
+    def by_slot(self) -> bool:
+        """Whether each of them has some slots, and not all there is."""
+
+    def node_of(self, slot: int | None, /) -> Node:
+        """Return the server that has a slot."""
+
+    def reader_of(self, slot: int | None, /) -> Node:
+        """Return the server to read a slot from."""
+
+    def nodes(self) -> list[Node]:
+        """Return the servers that take changes."""
+
+    async def aclose(self) -> None:
+        """Close all connections; calls in flight fail."""
+
+
+class OneServer:
+    """A server that has everything."""
+
+    by_slot = False
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def node_of(self, _: int | None) -> Node:
+        """Return the server."""
+        return self._node
+
+    reader_of = node_of
+
+    def nodes(self) -> list[Node]:
+        """Return the server."""
+        return [self._node]
+
+    async def aclose(self) -> None:
+        """Close its connections; calls in flight fail."""
+        await self._node.aclose()
+
+
+class Router:
+    """Sends requests where they belong, while the store is open.
+
+    `answers` says what is made of answers.
+    """
+
+    def __init__(self, where: str, timeout: float) -> None:
+        self.answers = Answers(where)
+        self._timeout = timeout
+        self._servers: Servers | None = None
+        self._by_slot = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def opened(self, servers: Servers) -> None:
+        """Take requests for these servers, from this event loop."""
+        self._servers = servers
+        self._by_slot = servers.by_slot
+        self._loop = asyncio.get_running_loop()
+
+    async def aclose(self) -> None:
+        """Take no more requests; those in flight fail."""
+        self._loop = None
+        if self._servers is not None:
+            await self._servers.aclose()
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop of the store, or raise StoreClosed if this is not it."""
+        loop = self._loop
+        if loop is None:
+            raise StoreClosed("the store is not open: use it inside `async with asyncstore.open()`")
+        if loop is not asyncio.get_running_loop():
+            raise StoreClosed(
+                "the store was opened in another event loop: open one in each loop and process"
+            )
+        return loop
+
+    def servers(self) -> Servers:
+        """Return the servers, or raise StoreClosed."""
+        self.loop()
+        return cast(Servers, self._servers)
+
+    def nodes(self) -> list[Node]:
+        """Return the servers that take changes."""
+        return self.servers().nodes()
+
+    def home_of(self, root: str) -> tuple[Node, int | None]:
+        """Return the server that has an aggregate, and on a cluster the slot."""
+        slot = slot_of_tag(root) if self._by_slot else None
+        return self.servers().node_of(slot), slot
+
+    async def appender(self, root: str, wanted: Durability, born: float) -> Appender:
+        """Return what sends appends of a level for an aggregate, once the server can give it.
+
+        Raises `DurabilityUnavailable`, or `StoreUnavailable` when the time is over of a caller who
+        began to wait at `born`.
+        """
+        deadline = born + self._timeout
+        while True:
+            node, _ = self.home_of(root)
+            try:
+                return await node.made_ready(wanted, deadline)
+            except StoreUnavailable:
+                # It may have left the cluster while it was asked.
+                if self.loop().time() >= deadline or self.home_of(root)[0] is node:
+                    raise
+
+    async def run(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument] = ()
+    ) -> Reply:
+        """Run a script where its keys are, which on a cluster are all in one slot."""
+        loop = self.loop()
+        caller = loop.create_future()
+        slot = slot_of(keys[0]) if self._by_slot else None
+        request = script.request(keys, arguments, [caller], loop.time(), slot=slot)
+        servers = self.servers()
+        node = servers.node_of(slot) if script.writes else servers.reader_of(slot)
+        node.transport.send(request)
+        return self.answers.believed(await caller, script.name, script.form)
+
+    async def read(self, form: Form, name: str, key: str | bytes, *arguments: Argument) -> Reply:
+        """Send a command that changes nothing to the server that has its key."""
+        return await self._command(form, [name, key, *arguments], key, is_read=True)
+
+    async def change(self, form: Form, name: str, key: str | bytes, *arguments: Argument) -> Reply:
+        """Send a command that may be carried out twice without harm."""
+        return await self._command(form, [name, key, *arguments], key, is_read=False)
+
+    async def _command(
+        self, form: Form, command: list[Argument], key: str | bytes, *, is_read: bool
+    ) -> Reply:
+        loop = self.loop()
+        caller = loop.create_future()
+        name = str(command[0])
+        slot = slot_of(key) if self._by_slot else None
+        request = Request(command, name, Repeat.FREELY, [caller], loop.time(), slot=slot)
+        servers = self.servers()
+        node = servers.reader_of(slot) if is_read else servers.node_of(slot)
+        node.transport.send(request)
+        return self.answers.believed(await caller, name, form)
