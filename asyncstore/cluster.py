@@ -18,6 +18,7 @@ import asyncio
 import random
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -31,13 +32,14 @@ from asyncstore.errors import (
     UnexpectedReply,
 )
 from asyncstore.nodes import Lane, Node
+from asyncstore.replicas import Replicas
 from asyncstore.settings import mask
 from asyncstore.sharing import Shared
 from asyncstore.transport import Transport
 from asyncstore.wire import ELSEWHERE, Repeat, Shipment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from asyncstore.nodes import Ways
     from asyncstore.wire import ReplyError, Request
@@ -111,7 +113,8 @@ class Cluster:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._answers = Answers(self.where)
         self._epoch = 0
-        self.replicas: dict[Address, tuple[Address, ...]] = {}
+        self._spares: list[Address] = []  # replicas, which can tell of the cluster, too
+        self._replicas: dict[Node, Replicas[Address]] = {}
         self.lookups = 0
 
     # Opening and closing
@@ -186,6 +189,8 @@ class Cluster:
         if self._looks is not None:
             self._looks.cancel()
             await asyncio.wait([self._looks])
+        for replicas in self._replicas.values():
+            await replicas.aclose()
         for node in self._nodes.values():
             await node.aclose()
 
@@ -199,7 +204,11 @@ class Cluster:
         """Return the node that has a slot; any, which will tell, if that is not known."""
         return self._owners[cast(int, slot)] or next(iter(self._nodes.values()))
 
-    reader_of = node_of
+    def reader_of(self, slot: int | None) -> Transport:
+        """Return the connection to read a slot from."""
+        node = self.node_of(slot)
+        replicas = self._replicas.get(node)
+        return (replicas.pick() if replicas is not None else None) or node.transport
 
     def _take(self, view: View) -> None:
         """Use what was found, and give up the nodes that are none any more.
@@ -214,19 +223,43 @@ class Cluster:
             node = self._node_at(span.primary)
             owners[span.first : span.last + 1] = [node] * (span.last + 1 - span.first)
         self._owners = owners
-        self.replicas = {span.primary: span.replicas for span in view.spans}
+        replicas = {span.primary: span.replicas for span in view.spans}
+        self._spares = [address for some in replicas.values() for address in some]
+        if self._ways.max_replica_lag is not None:
+            for primary, addresses in replicas.items():
+                self._replicas_of(self._nodes[primary]).update(addresses)
         primaries = {span.primary for span in view.spans}
         gone = [self._nodes.pop(address) for address in set(self._nodes) - primaries]
         for node in gone:
+            if node in self._replicas:
+                self._replicas.pop(node).update(())
             node.leave()
 
     def _node_at(self, address: Address) -> Node:
         if address not in self._nodes:
             url = _at(self._seeds[0], address)
-            node = Node(url, mask(url), self._ways, lambda lane: _Way(self, lane, address))
+            way = partial(_Way, self, address=address, give_up=self.look_again)
+            node = Node(url, mask(url), self._ways, lambda lane: way(lane=lane))
             node.transport.start()
             self._nodes[address] = node
         return self._nodes[address]
+
+    def _replicas_of(self, node: Node) -> Replicas[Address]:
+        if node not in self._replicas:
+            lag = cast(int, self._ways.max_replica_lag)
+            self._replicas[node] = Replicas(node.transport, partial(self._reader_at, node), lag)
+        return self._replicas[node]
+
+    def _reader_at(self, node: Node, address: Address) -> Transport:
+        """Return a connection to a replica; when it is in trouble, it is given up."""
+        url = _at(self._seeds[0], address)
+
+        def give_up() -> None:
+            if node in self._replicas:
+                self._replicas[node].leave(address)
+
+        way = _Way(self, Lane.READING, address, give_up)
+        return Transport(url, mask(url), self._ways.bounds, detour=way, read_only=True)
 
     # Detours
 
@@ -311,10 +344,9 @@ class Cluster:
         self.lookups += 1
         nodes = list(self._nodes.values())
         asked = random.sample(nodes, min(_ASKED_AT_ONCE, len(nodes)))
-        replicas = [address for some in self.replicas.values() for address in some]
         spare = [
             Transport(_at(self._seeds[0], address), str(address), self._ways.bounds)
-            for address in random.sample(replicas, min(1, len(replicas)))
+            for address in random.sample(self._spares, min(1, len(self._spares)))
         ]
         for transport in spare:
             transport.start()
@@ -337,6 +369,7 @@ class _Way:
     cluster: Cluster
     lane: Lane
     address: Address
+    give_up: Callable[[], None]
 
     def refused(self, request: Request, error: ReplyError) -> bool:
         return self.cluster.refused(request, error, self.lane, self.address)
@@ -345,7 +378,7 @@ class _Way:
         self.cluster.left(request, self.lane)
 
     def in_trouble(self) -> None:
-        self.cluster.look_again()
+        self.give_up()
 
 
 # What nodes say

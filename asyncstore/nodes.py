@@ -36,6 +36,7 @@ class Lane(Enum):
 
     SHARED = "shared by all that waits for nothing"
     WAITING = "kept waiting for replicas"
+    READING = "of a replica that is read from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Ways:
     keys: Keys
     always: bool  # the operator's word that they have `appendfsync always`
     is_own: bool = False  # an embedded server that is to sync each write
+    max_replica_lag: int | None = None  # of a replica that is read from, in bytes; None: none is
 
 
 class Node:
@@ -84,7 +86,7 @@ class Node:
 
     def send(self, request: Request, lane: Lane) -> None:
         """Send a request that was on its way to another node."""
-        if lane is Lane.SHARED or not isinstance(request, Shipment):
+        if lane is not Lane.WAITING or not isinstance(request, Shipment):
             self.transport.send(request)
             return
         transport, shipment = self._waiting_transport(), request

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from asyncstore.forms import Form
     from asyncstore.nodes import Node
     from asyncstore.scripts import Script
+    from asyncstore.transport import Transport
     from asyncstore.values import Durability
     from asyncstore.wire import Argument, Reply
 
@@ -31,8 +32,8 @@ class Servers(Protocol):
     def node_of(self, slot: int | None, /) -> Node:
         """Return the server that has a slot."""
 
-    def reader_of(self, slot: int | None, /) -> Node:
-        """Return the server to read a slot from."""
+    def reader_of(self, slot: int | None, /) -> Transport:
+        """Return the connection to read a slot from."""
 
     def nodes(self) -> list[Node]:
         """Return the servers that take changes."""
@@ -53,7 +54,9 @@ class OneServer:
         """Return the server."""
         return self._node
 
-    reader_of = node_of
+    def reader_of(self, _: int | None) -> Transport:
+        """Return the server's connection."""
+        return self._node.transport
 
     def nodes(self) -> list[Node]:
         """Return the server."""
@@ -139,8 +142,8 @@ class Router:
         slot = slot_of(keys[0]) if self._by_slot else None
         request = script.request(keys, arguments, [caller], loop.time(), slot=slot)
         servers = self.servers()
-        node = servers.node_of(slot) if script.writes else servers.reader_of(slot)
-        node.transport.send(request)
+        home = servers.node_of(slot).transport if script.writes else servers.reader_of(slot)
+        home.send(request)
         return self.answers.believed(await caller, script.name, script.form)
 
     async def read(self, form: Form, name: str, key: str | bytes, *arguments: Argument) -> Reply:
@@ -160,6 +163,6 @@ class Router:
         slot = slot_of(key) if self._by_slot else None
         request = Request(command, name, Repeat.FREELY, [caller], loop.time(), slot=slot)
         servers = self.servers()
-        node = servers.reader_of(slot) if is_read else servers.node_of(slot)
-        node.transport.send(request)
+        home = servers.reader_of(slot) if is_read else servers.node_of(slot).transport
+        home.send(request)
         return self.answers.believed(await caller, name, form)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EMBEDDED: Final = "embedded"
 REDIS: Final = "redis"
+PRIMARY: Final = "primary"
+REPLICA: Final = "replica"
 
 FILE_NAME: Final = "asyncstore.toml"
 DEFAULT_DIRECTORY: Final = ".asyncstore"
@@ -67,6 +69,8 @@ class Options(TypedDict, total=False):
     allow_eviction: bool
     durability: Durability | str
     appendfsync_always: bool
+    read_from: str
+    max_replica_lag: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -83,6 +87,8 @@ class Settings:
     that deletes histories when its memory is full. `durability` is that of appends that name none:
     a Durability, or its text, such as "fsync" or "replicas(1)"; with "fsync" an embedded server
     syncs each write. `appendfsync_always` says that the server does, where its ACL hides that.
+    `read_from` is "primary", or "replica" for a cluster whose reads may be a little old: at most by
+    `max_replica_lag` bytes of what its primaries have written, or the primary is read from.
     """
 
     backend: str | None = None
@@ -99,6 +105,8 @@ class Settings:
     allow_eviction: bool = False
     durability: Durability | str = Durability.MEMORY
     appendfsync_always: bool = False
+    read_from: str = PRIMARY
+    max_replica_lag: int = 1024 * 1024
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "urls", _check_urls(self.urls))
@@ -110,6 +118,8 @@ class Settings:
         for name in ("allow_eviction", "appendfsync_always"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(name, "True or False is wanted")
+        if self.read_from not in (PRIMARY, REPLICA):
+            raise ConfigurationError("read_from", f"{PRIMARY!r} or {REPLICA!r} is wanted")
         object.__setattr__(self, "durability", _check_durability(self.durability))
 
     @staticmethod
@@ -241,6 +251,7 @@ _WHOLE_NUMBERS: Final = {
     "max_append_bytes": _BIGGEST_VALUE,
     "max_in_flight": 100_000,
     "max_in_flight_bytes": _BIGGEST_VALUE,
+    "max_replica_lag": 2**40,
 }
 
 
@@ -427,6 +438,8 @@ _SETTINGS: Final = (
         "ASYNCSTORE_APPENDFSYNC_ALWAYS",
         _parse_bool,
     ),
+    _Setting("read_from", "storage.redis.read_from", "ASYNCSTORE_READ_FROM"),
+    _Setting("max_replica_lag", "storage.redis.max_replica_lag", "ASYNCSTORE_MAX_REPLICA_LAG", int),
 )
 _WANTED: Final[Mapping[Callable[[str], Any], str]] = {
     int: "a whole number, in digits,",

@@ -26,7 +26,7 @@ from asyncstore.nodes import Node, Ways
 from asyncstore.positions import Positions
 from asyncstore.reading import Reader
 from asyncstore.router import OneServer, Router
-from asyncstore.settings import EMBEDDED, Options, Settings
+from asyncstore.settings import EMBEDDED, REPLICA, Options, Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.transport import Bounds
 from asyncstore.values import Durability, check_trace
@@ -255,6 +255,7 @@ class Store:
             self._keys,
             always=settings.appendfsync_always,
             is_own=settings.backend == EMBEDDED and self._durability.fsynced,
+            max_replica_lag=settings.max_replica_lag if settings.read_from == REPLICA else None,
         )
 
     async def _url(self, stack: AsyncExitStack) -> str:

@@ -332,13 +332,17 @@ class Transport:
                 self._give_up(request, self._late())
         self._forget_the_answered()
         if wire is not None and wire.waiting:
-            if max(wire.last_heard, wire.waiting[0].born) <= loop.time() - _SILENCE * self._timeout:
-                self._tell_trouble()
-            if max(wire.last_heard, wire.waiting[0].born) <= too_old:
-                wire.abort("it has gone silent")
+            self._look_after_silence(wire, loop.time() - max(wire.last_heard, wire.waiting[0].born))
         elif wire is not None and wire.last_heard < loop.time() - _PING_SECONDS:
             wire.push(Request(["PING"], "PING", Repeat.FREELY, [_own(loop)], loop.time()))
-        self._timer = loop.call_later(min(self._timeout / 10, 1.0), self._tick)
+        if not self._is_left:
+            self._timer = loop.call_later(min(self._timeout / 10, 1.0), self._tick)
+
+    def _look_after_silence(self, wire: Wire, seconds: float) -> None:
+        if seconds >= _SILENCE * self._timeout:
+            self._tell_trouble()
+        if seconds >= self._timeout:
+            wire.abort("it has gone silent")
 
     def _forget_the_answered(self) -> None:
         """Let go of what nobody waits for any more."""

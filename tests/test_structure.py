@@ -34,6 +34,7 @@ ORDER = [
     "transport",
     "appends",
     "durability",
+    "replicas",
     "nodes",
     "cluster",
     "router",
