@@ -35,6 +35,7 @@ _Place = tuple[str, str, int | None]
 FIRST_APPENDS: Final = 4
 MOST_APPENDS: Final = 16
 HELD_APPENDS: Final = 100  # where a wait for replicas is what an append costs
+MOST_GROUPS: Final = 16  # as on a cluster, where nearly each append is a group of its own
 MOST_EVENTS: Final = 200
 MOST_BYTES: Final = 64 * 1024
 """What one call may hold: less than a millisecond of the server's time.
@@ -125,6 +126,8 @@ class Appender:
                 return
             loop.call_soon(self._flush)
         self._add(place, append)
+        if len(self._open) >= MOST_GROUPS:
+            self._flush()
 
     def _add(self, place: _Place, append: Append) -> None:
         group = self._open.get(place) or self._first_group()
