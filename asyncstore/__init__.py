@@ -14,9 +14,12 @@ from asyncstore.errors import (
     InvalidName,
     InvalidType,
     InvalidValue,
+    LeaseLost,
+    ListenerLagged,
     OutcomeUnknown,
     ProtectedEdition,
     SequenceConflict,
+    StillBehind,
     StoreClosed,
     StoreFull,
     StoreUnavailable,
@@ -25,15 +28,20 @@ from asyncstore.errors import (
 )
 from asyncstore.events import Events
 from asyncstore.folding import FoldOptions
+from asyncstore.listening import Listener
 from asyncstore.names import MAIN
 from asyncstore.positions import Positions
+from asyncstore.progress import DeadLetter, Progress, Subscriptions
 from asyncstore.recorded import EventBook, Loaded, RecordedEvent
 from asyncstore.settings import Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.store import Store, open
+from asyncstore.subscriptions import Delivery, SubscribeOptions, Subscription
 from asyncstore.values import (
     ANY,
+    FIRST,
     NEW,
+    NOW,
     Aggregate,
     Appended,
     Durability,
@@ -42,6 +50,7 @@ from asyncstore.values import (
     Retention,
     Snapshot,
     Source,
+    Start,
 )
 
 __version__ = "0.1.0.dev0"
@@ -54,6 +63,13 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "Events",
     "Positions",
     "Snapshots",
+    "Listener",
+    "Subscription",
+    "Delivery",
+    "SubscribeOptions",
+    "Subscriptions",
+    "Progress",
+    "DeadLetter",
     "Report",
     "Finding",
     # values
@@ -72,6 +88,9 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "ANY",
     "MAIN",
     "NEW",
+    "Start",
+    "FIRST",
+    "NOW",
     # errors
     "AsyncStoreError",
     "BranchExists",
@@ -85,9 +104,12 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "InvalidName",
     "InvalidType",
     "InvalidValue",
+    "LeaseLost",
+    "ListenerLagged",
     "OutcomeUnknown",
     "ProtectedEdition",
     "SequenceConflict",
+    "StillBehind",
     "StoreClosed",
     "StoreFull",
     "StoreUnavailable",

@@ -176,7 +176,7 @@ class Appender:
             self._keys.domains(tag),
         ]
         mark = ""  # the transport sets it when it sends the group again
-        arguments: list[Argument] = [mark, domain, edition, len(appends)]
+        arguments: list[Argument] = [mark, domain, edition, len(appends), self._keys.live(tag)]
         for append in appends:
             keys += append.keys
             arguments += append.arguments

@@ -84,6 +84,11 @@ def encode_event(event: Event, trace: Trace = NO_TRACE) -> tuple[bytes, bytes]:
     return time, b"%b%b]\n%b" % (header, extras, body)
 
 
+def encode_type(name: str) -> bytes:
+    """Return the type of an event as it stands in the header."""
+    return orjson.dumps(name)
+
+
 def _encode_extras(metadata: Mapping[str, Any] | None, encoding: str, trace: Trace) -> bytes:
     extras: dict[str, Any] = {}
     if encoding != _JSON:

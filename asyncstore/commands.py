@@ -22,7 +22,8 @@ import sys
 import time
 import zlib
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
@@ -36,13 +37,16 @@ from rich.text import Text
 
 from asyncstore import __version__, acl, embedded_cluster, transfer, verify
 from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent, InvalidName
+from asyncstore.names import MAIN
 from asyncstore.settings import EMBEDDED, URLS_VARIABLE, Settings
 from asyncstore.store import examine
 from asyncstore.store import open as open_store
+from asyncstore.values import Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
+    from asyncstore import progress
     from asyncstore.checks import Finding, Report
     from asyncstore.embedded_cluster import Cluster
     from asyncstore.settings import Options
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
 
 _PIPE = Path("-")
 _SHOWN_BAD_LINES = 20
+_WATCH_SECONDS = 2.0
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIPED_WIDTH = 120
 _ABOUT_SETTINGS = (
@@ -188,6 +193,58 @@ def cluster_start(
     Started again in the same directory, the same cluster comes back.
     """
     _run(lambda: _cluster_start(primaries, replicas, directory, as_json))
+
+
+@app.command("subscriptions")
+def subscriptions_(
+    handler: Annotated[str | None, typer.Option(help="Only this handler.")] = None,
+    watch: Annotated[bool, typer.Option(help="Again every two seconds, until Ctrl-C.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object a line, one for each handler and domain.")
+    ] = False,
+    url: Url = None,
+    key_prefix: KeyPrefix = None,
+) -> None:
+    """Say how far handlers are: what they are behind, since when, retries and dead letters."""
+    _run(lambda: _subscriptions(handler, watch, as_json, _options(url, key_prefix)))
+
+
+@app.command("dead-letters")
+def dead_letters_(
+    handler: Annotated[str, typer.Argument(help="The handler that could not handle them.")],
+    domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
+    edition: Annotated[str, typer.Option(help="The edition.")] = MAIN,
+    retry: Annotated[bool, typer.Option(help="Have each of them handled once more.")] = False,
+    drop: Annotated[bool, typer.Option(help="Forget them for good; the events stay.")] = False,
+    root: Annotated[str | None, typer.Option(help="Only this aggregate.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+    url: Url = None,
+    key_prefix: KeyPrefix = None,
+) -> None:
+    """List the events that a handler could not handle; have them handled again, or forget them."""
+    if retry and drop:
+        raise typer.BadParameter("--retry and --drop exclude each other")
+    which = _Letters(handler, domain, edition, root)
+    _run(lambda: _dead_letters(which, retry, drop, as_json, _options(url, key_prefix)))
+
+
+@app.command("reset")
+def reset_(
+    handler: Annotated[str, typer.Argument(help="The handler that is put back.")],
+    domain: Annotated[str, typer.Argument(help="The domain.")],
+    edition: Annotated[str, typer.Option(help="The edition.")] = MAIN,
+    to: Annotated[
+        str, typer.Option(help="first, now, or a time such as 2026-01-31T12:00:00+00:00.")
+    ] = "first",
+    url: Url = None,
+    key_prefix: KeyPrefix = None,
+) -> None:
+    """Put a handler back: it handles all events of a domain anew, or those from a time on."""
+    try:
+        start = Start(to) if to in ("first", "now") else datetime.fromisoformat(to)
+    except ValueError:
+        raise typer.BadParameter(f"--to {to!r} is neither first, now nor a time") from None
+    _run(lambda: _reset(handler, domain, edition, start, _options(url, key_prefix)))
 
 
 def _options(url: str | None, key_prefix: str | None) -> Options:
@@ -432,6 +489,98 @@ def _progress(what: str, size: int | None) -> Iterator[Callable[[int | None, int
         yield lambda position, events: bar.update(task, completed=position, events=events)
 
 
+# Subscriptions
+
+
+async def _subscriptions(handler: str | None, watch: bool, as_json: bool, options: Options) -> int:
+    async with open_store(_settings_of_a_store(options)) as store:
+        while True:
+            found = await store.subscriptions.status(handler)
+            if as_json:
+                for one in found:
+                    print(json.dumps(asdict(one), default=str), flush=True)
+            else:
+                _print_progress(found)
+            if not watch:
+                return 0
+            await asyncio.sleep(_WATCH_SECONDS)
+
+
+def _print_progress(found: list[progress.Progress]) -> None:
+    screen = _screen()
+    table = Table("handler", "domain", "edition", "aggregates behind", "events", "since")
+    for column in ("retrying", "dead letters"):
+        table.add_column(column)
+    for one in found:
+        since = "" if one.oldest is None else f"{one.oldest:%Y-%m-%d %H:%M:%S}"
+        counts = (f"{one.aggregates_behind:,}", f"{one.events_behind:,}", since)
+        rest = (f"{one.retrying:,}", f"{one.dead_letters:,}")
+        table.add_row(one.handler, one.domain, one.edition, *counts, *rest)
+    screen.print(table)
+
+
+@dataclass(frozen=True)
+class _Letters:
+    """Which dead letters are meant."""
+
+    handler: str
+    domain: str | None
+    edition: str
+    root: str | None
+
+
+async def _dead_letters(
+    which: _Letters, retry: bool, drop: bool, as_json: bool, options: Options
+) -> int:
+    count = 0
+    async with open_store(_settings_of_a_store(options)) as store:
+        letters = store.subscriptions.dead_letters(
+            which.handler, which.domain, edition=which.edition
+        )
+        async for letter in letters:
+            if which.root not in (None, letter.aggregate.root):
+                continue
+            if retry:
+                count += await store.subscriptions.retry(letter)
+            elif drop:
+                count += await store.subscriptions.drop(letter)
+            else:
+                count += 1
+            print(_show_letter(letter, as_json), flush=True)
+    done = "are handled again" if retry else "were dropped" if drop else "dead letters"
+    _say.print(f"{count:,} {done}")
+    return 0
+
+
+def _show_letter(letter: progress.DeadLetter, as_json: bool) -> str:
+    place = letter.aggregate
+    if as_json:
+        fields = {
+            "handler": letter.handler,
+            "domain": place.domain,
+            "edition": place.edition,
+            "root": place.root,
+            "sequence": letter.sequence,
+            "id": letter.event_id,
+            "attempts": letter.attempts,
+            "time": letter.time.isoformat(),
+            "reason": letter.reason,
+        }
+        return json.dumps(fields)
+    when = f"{letter.time:%Y-%m-%d %H:%M:%S}"
+    why = letter.reason or "no reason given"
+    return f"{place}, event {letter.sequence}: {why}, {letter.attempts} attempts until {when}"
+
+
+async def _reset(
+    handler: str, domain: str, edition: str, start: Start | datetime, options: Options
+) -> int:
+    async with open_store(_settings_of_a_store(options)) as store:
+        await store.subscriptions.reset(handler, domain, edition=edition, to=start)
+    _say.print(f"{handler} begins anew in {domain}", markup=False)
+    return 0
+
+
 # Doctor
 
 
@@ -445,9 +594,7 @@ async def _doctor(as_json: bool, options: Options) -> int:
 
 
 def _print_findings(report: Report) -> None:
-    screen = Console(highlight=False, emoji=False)
-    if not screen.is_terminal:
-        screen = Console(highlight=False, emoji=False, width=_PIPED_WIDTH)
+    screen = _screen()
     table = Table(title=Text(report.server), title_justify="left")
     for column, share in (("", 1), ("what", 2), ("found", 4), ("what it means for events", 6)):
         table.add_column(column, ratio=share)
@@ -456,6 +603,14 @@ def _print_findings(report: Report) -> None:
     screen.print(table)
     if report.level != "good":
         screen.print(_ABOUT_SETTINGS)
+
+
+def _screen() -> Console:
+    """Return what tables are printed on; wide enough where it is no terminal."""
+    screen = Console(highlight=False, emoji=False)
+    return (
+        screen if screen.is_terminal else Console(highlight=False, emoji=False, width=_PIPED_WIDTH)
+    )
 
 
 def _cells(finding: Finding) -> tuple[Text, ...]:

@@ -41,9 +41,9 @@ class Eraser:
             self._keys.attached_of(aggregate),
         ]
         for _ in range(_ROUNDS):
-            positions = [self._keys.position(name, aggregate) for name in handlers]
+            theirs = [key for name in handlers for key in self._keys.of_handler(name, aggregate)]
             outcome, *rest = await self._router.run(
-                scripts.DELETE, [*own, *positions], [*names, *handlers]
+                scripts.DELETE, [*own, *theirs], [*names, *handlers]
             )
             if outcome == b"ok":
                 count, ids = rest

@@ -132,9 +132,10 @@ class SequenceConflict(AsyncStoreError):
 class HistoryRegressed(AsyncStoreError):
     """The server has less of the aggregate's history than it had before; nothing was written.
 
-    Its process was replaced in the middle of the append (a failover, a restart that lost the end
-    of the history): the aggregate's next event will get `actual`, which is before `expected`. Read
-    it anew: events that were acknowledged before may be gone.
+    Its process was replaced in the middle of an append, or behind the back of a handler (a
+    failover, a restart that lost the end of the history): where `expected` was to come next, the
+    history has gone back to `actual`, and may have other events from there on. Read it anew:
+    events that were acknowledged before may be gone.
     """
 
     aggregate: Aggregate
@@ -206,6 +207,69 @@ class CorruptPosition(AsyncStoreError):
 
     def __str__(self) -> str:
         return f"{self.key}: it is not a position; put one to set it anew"
+
+
+# What subscriptions and listeners are told
+
+
+@dataclass(eq=False)
+class ListenerLagged(AsyncStoreError):
+    """Events were appended that a listener will not get; it can go on with those that follow.
+
+    `missed` is how many, of whatever type: it was too slow, and `buffer` were waiting for it
+    already. None where nobody knows: the connection was gone for a while.
+    """
+
+    missed: int | None
+    buffer: int
+
+    def __str__(self) -> str:
+        if self.missed is None:
+            return (
+                "the connection was gone for a while, and what was appended meanwhile was not "
+                "heard: read what you must not miss, or use store.subscribe"
+            )
+        return (
+            f"{self.missed} events were passed over, because {self.buffer} were waiting already: "
+            f"handle them faster, give a larger buffer, or use store.subscribe"
+        )
+
+
+@dataclass(eq=False)
+class LeaseLost(AsyncStoreError):
+    """A delivery can't be settled: its worker has no lease on the aggregate any more.
+
+    The lease has ended, or was given back with `nack` or the end of the subscription. The events
+    from `sequence` on are delivered again, or have been already.
+    """
+
+    handler: str
+    aggregate: Aggregate
+    sequence: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.handler} has no lease on {self.aggregate} any more, so event {self.sequence} "
+            f"can't be settled: it is delivered again. Does handling take longer than the lease "
+            f"without leaving the event loop free?"
+        )
+
+
+@dataclass(eq=False)
+class StillBehind(AsyncStoreError):
+    """A handler has not come as far as was waited for, in the time that was given."""
+
+    handler: str
+    aggregate: Aggregate
+    sequence: int
+    position: int | None
+
+    def __str__(self) -> str:
+        at = "nowhere yet" if self.position is None else f"at {self.position}"
+        return (
+            f"{self.handler} is {at} in {self.aggregate}, and was to come to {self.sequence}: does "
+            f"a worker of it run? store.subscriptions.status() says more"
+        )
 
 
 # What the server is, or did

@@ -109,6 +109,42 @@ def is_loaded(reply: Any) -> bool:
     return is_count(next_sequence) and is_snapshot(snapshot) and is_count(start) and is_page(page)
 
 
+def is_subscribed(reply: Any) -> bool:
+    """What subscribe.lua answers: state, beginning, number of a commit."""
+    return is_texts(reply) and len(reply) == 3 and reply[2].isdigit()
+
+
+def is_polled(reply: Any) -> bool:
+    """What poll.lua answers: number of a commit, changed roots, those that are due, a wait."""
+    if type(reply) is not list or len(reply) != 4:
+        return False
+    swept, changed, ready, wait = reply
+    return (
+        is_text(swept)
+        and swept.isdigit()
+        and is_scored(changed)
+        and is_texts(ready)
+        and is_text(wait)
+        and _is_place(wait)
+    )
+
+
+def is_swept(reply: Any) -> bool:
+    """What sweep.lua answers: a tag, and the state of the subscription."""
+    return is_texts(reply) and reply[:1] in ([b"moved"], [b"swept"]) and len(reply) <= 2
+
+
+def is_leased(reply: Any) -> bool:
+    """What lease.lua answers: a tag, and what belongs to it."""
+    if type(reply) is not list or not reply:
+        return False
+    tag, *rest = reply
+    if tag in (b"leased", b"again"):
+        return len(rest) > 5 and all(map(is_count, rest[:4])) and is_texts(rest[4:])
+    counts = {b"taken": 1, b"regressed": 2, b"idle": 0, b"more": 0, b"unreadable": 0}
+    return len(rest) == counts.get(tag, -1) and all(map(is_count, rest))
+
+
 def is_branched(reply: Any) -> bool:
     """What branch.lua answers: a tag and a sequence."""
     if type(reply) is not list or len(reply) != 2:

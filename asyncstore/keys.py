@@ -21,6 +21,7 @@ ALL: Final = "all"
 TYPES: Final = {
     "events": "zset",
     "positions": "string",
+    "leases": "hash",
     "handlers": "set",
     "snapshots": "hash",
     "snapshots-kept": "zset",
@@ -35,14 +36,24 @@ TYPES: Final = {
     "domains": "zset",
     "commits": "string",
     "erasures": "string",
+    "subscribed": "zset",
+    "subscriptions": "hash",
+    "due": "zset",
+    "dead-letters": "zset",
     "layout": "string",
 }
 """The first word of each key, behind the prefix, and the type of its value, as TYPE names it."""
 
 _PLACE: Final = r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{(?P<root>[^{}]+)\}"
 _TAG: Final = r"\{(?P<tag>[^{}]+)\}"
+_OF_HANDLER: Final = rf"(?P<name>[^:]+):(?P<domain>[^:]+):(?P<edition>[^:]+):{_TAG}"
 _RESTS: Final = {
     "positions": rf"(?P<name>[^:]+):{_PLACE}",
+    "leases": rf"(?P<name>[^:]+):{_PLACE}",
+    "subscribed": _TAG,
+    "subscriptions": _OF_HANDLER,
+    "due": _OF_HANDLER,
+    "dead-letters": _OF_HANDLER,
     "correlated": r"\{(?P<name>.*)\}",
     "attached": rf"(?P<domain>[^:]+):(?P<edition>[^:]+):{_TAG}",
     "roots": rf"(?P<domain>[^:]+):(?P<edition>[^:]+):{_TAG}",
@@ -116,8 +127,22 @@ class Keys:
         """String: the last sequence that the handler has processed."""
         return f"{self.prefix}positions:{handler}:{_place(aggregate)}"
 
+    def lease(self, handler: str, aggregate: Aggregate) -> str:
+        """Hash: who works on the aggregate for the handler, and how long. See leases.lua."""
+        return f"{self.prefix}leases:{handler}:{_place(aggregate)}"
+
+    def of_handler(self, handler: str, aggregate: Aggregate) -> list[str]:
+        """Return the keys where something of the aggregate may be that belongs to the handler."""
+        place = aggregate.domain, aggregate.edition, self.tag_of(aggregate.root)
+        return [
+            self.position(handler, aggregate),
+            self.lease(handler, aggregate),
+            self.due(handler, *place),
+            self.dead_letters(handler, *place),
+        ]
+
     def handlers(self, aggregate: Aggregate) -> str:
-        """Set: the handlers that have a position, so that `delete` finds them."""
+        """Set: the handlers that have a position or a lease, so that `delete` finds them."""
         return f"{self.prefix}handlers:{_place(aggregate)}"
 
     def snapshots(self, aggregate: Aggregate) -> tuple[str, str, str]:
@@ -197,6 +222,26 @@ class Keys:
         """
         return f"{self.prefix}correlated:{{{correlation_id}}}"
 
+    def subscribed(self, tag: str) -> str:
+        """Sorted set, all scores 0: what handlers work on, as `{handler}:{domain}:{edition}`."""
+        return f"{self.prefix}subscribed:{{{tag}}}"
+
+    def subscription(self, handler: str, domain: str, edition: str, tag: str) -> str:
+        """Hash: where the handler began, and which roots it has looked at. See subscribe.lua."""
+        return f"{self.prefix}subscriptions:{handler}:{domain}:{edition}:{{{tag}}}"
+
+    def due(self, handler: str, domain: str, edition: str, tag: str) -> str:
+        """Sorted set: score = when the handler is to look at it, in microseconds, member = root.
+
+        All in which the handler is behind are there, or in `roots` after the commit number that the
+        subscription has swept.
+        """
+        return f"{self.prefix}due:{handler}:{domain}:{edition}:{{{tag}}}"
+
+    def dead_letters(self, handler: str, domain: str, edition: str, tag: str) -> str:
+        """Sorted set, all scores 0: events that the handler could not handle. See handling.lua."""
+        return f"{self.prefix}dead-letters:{handler}:{domain}:{edition}:{{{tag}}}"
+
     def commits(self, tag: str) -> str:
         """String: the number of the last commit, and its time in microseconds."""
         return f"{self.prefix}commits:{{{tag}}}"
@@ -204,6 +249,13 @@ class Keys:
     def erasures(self, tag: str) -> str:
         """String: how often erased aggregates were taken out of indexes in other slots."""
         return f"{self.prefix}erasures:{{{tag}}}"
+
+    def live(self, tag: str) -> str:
+        """Channel: what was appended, as it happens. No key, but under the tag as if it were one.
+
+        For the form of a message see ring.lua.
+        """
+        return f"{self.prefix}live:{{{tag}}}"
 
     def layout(self) -> str:
         """String: the version of all this. See `codec.LAYOUT`."""
@@ -240,6 +292,11 @@ class Keys:
 def place_in_index(aggregate: Aggregate) -> str:
     """Return the member of `correlated` that names an aggregate."""
     return f"{aggregate.domain}:{aggregate.edition}:{aggregate.root}"
+
+
+def subscription_in_index(handler: str, domain: str, edition: str) -> str:
+    """Return the member of `subscribed` that names a subscription."""
+    return f"{handler}:{domain}:{edition}"
 
 
 def find_aggregate(place: str) -> Aggregate | None:

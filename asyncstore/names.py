@@ -21,6 +21,7 @@ MAX_SEQUENCE = 2**53 - 1
 """The largest sequence: scores of a sorted set are doubles, exact up to here."""
 
 MAX_SCHEMA_VERSION = 2**31 - 1
+MAX_SECONDS = 10 * 365 * 24 * 3600
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -103,13 +104,24 @@ def check_sequence(argument: str, value: int) -> int:
     return int(value)
 
 
-def check_whole_number(argument: str, value: int) -> int:
-    """Return `value` if it is an int, not a bool, and not negative."""
+def check_whole_number(argument: str, value: int, *, least: int = 0) -> int:
+    """Return `value` if it is an int, not a bool, and neither negative nor less than `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidType(argument, f"a whole number is wanted, not {type(value).__name__}")
     if value < 0:
         raise InvalidValue(argument, f"{_shown(value)} is negative")
+    if value < least:
+        raise InvalidValue(argument, f"it must be {least} or more")
     return int(value)
+
+
+def check_seconds(argument: str, value: float, *, least: float = 0.0) -> float:
+    """Return `value` if it is a number of seconds that is not less than `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidType(argument, f"a number of seconds is wanted, not {type(value).__name__}")
+    if not least <= value <= MAX_SECONDS:
+        raise InvalidValue(argument, f"it must be {least} to {MAX_SECONDS} seconds")
+    return float(value)
 
 
 def check_schema_version(value: int) -> int:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from asyncstore import forms, scripts
-from asyncstore.errors import CorruptPosition
-from asyncstore.names import MAIN, check_name, check_sequence
+from asyncstore.errors import CorruptPosition, StillBehind
+from asyncstore.names import MAIN, check_name, check_seconds, check_sequence
 
 if TYPE_CHECKING:
     from asyncstore.keys import Keys
     from asyncstore.router import Router
     from asyncstore.values import Aggregate
+
+
+_FIRST_PAUSE: Final = 0.001  # seconds
+_LONGEST_PAUSE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,32 @@ class Positions:
     async def advance(self, handler: str, aggregate: Aggregate, sequence: int) -> bool:
         """Move the position forwards. False, and nothing moved, if it is there or further."""
         return await self._put(handler, aggregate, sequence, "forwards")
+
+    async def wait(
+        self,
+        handler: str,
+        aggregate: Aggregate,
+        sequence: int,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - as other stores have it
+    ) -> None:
+        """Wait until the handler has come to a sequence, or further: to read your own writes.
+
+        Raises `StillBehind` after `timeout` seconds. It asks again and again, at most every tenth
+        of a second.
+        """
+        sequence = check_sequence("sequence", sequence)
+        limit = math.inf if timeout is None else check_seconds("timeout", timeout)
+        ends, pause = time.monotonic() + limit, _FIRST_PAUSE
+        while True:
+            position = await self.get(handler, aggregate)
+            if position is not None and position >= sequence:
+                return
+            left = ends - time.monotonic()
+            if left <= 0:
+                raise StillBehind(handler, aggregate, sequence, position)
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _put(self, handler: str, aggregate: Aggregate, sequence: int, direction: str) -> bool:
         handler = check_name("handler", handler)

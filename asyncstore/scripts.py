@@ -26,6 +26,7 @@ class Script:
 
     `form` tells whether a reply is one of this script.
     `mark` is the place in its ARGV, from 0, that tells it of a second sending; None if it has none.
+    `is_idempotent` says that it changes nothing more when it arrives twice.
     """
 
     name: str
@@ -34,12 +35,15 @@ class Script:
     writes: bool
     form: Form
     mark: int | None = None
+    is_idempotent: bool = False
 
     @property
     def repeat(self) -> Repeat:
         """What may be done when its reply was lost."""
         if not self.writes:
             return Repeat.FREELY
+        if self.is_idempotent:
+            return Repeat.ALIKE
         return Repeat.NEVER if self.mark is None else Repeat.MARKED
 
     def request(
@@ -70,7 +74,7 @@ class Script:
         )
 
 
-def load(name: str, form: Form, mark: int | None = None) -> Script:
+def load(name: str, form: Form, mark: int | None = None, *, is_idempotent: bool = False) -> Script:
     """Read `lua/{name}.lua` from the package, with what it includes."""
     lines = [
         _read(line.removeprefix(_INCLUDE)) if line.startswith(_INCLUDE) else line
@@ -78,7 +82,8 @@ def load(name: str, form: Form, mark: int | None = None) -> Script:
     ]
     source = "\n".join(lines)
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, source, sha, "no-writes" not in lines[0], form, mark)
+    writes = "no-writes" not in lines[0]
+    return Script(name, source, sha, writes, form, mark, is_idempotent)
 
 
 def _read(file_name: str) -> str:
@@ -98,6 +103,17 @@ PUT_POSITION = load("put_position", forms.is_one_text)
 PUT_SNAPSHOT = load("put_snapshot", forms.is_one_text)
 GET_SNAPSHOT = load("get_snapshot", forms.is_snapshot)
 DELETE_SNAPSHOTS = load("delete_snapshots", forms.is_one_text)
+SUBSCRIBE = load("subscribe", forms.is_subscribed, is_idempotent=True)
+POLL = load("poll", forms.is_polled, is_idempotent=True)
+SWEEP = load("sweep", forms.is_swept, is_idempotent=True)
+LEASE = load("lease", forms.is_leased, is_idempotent=True)
+ACK = load("ack", forms.is_one_text, is_idempotent=True)
+NACK = load("nack", forms.is_one_text, is_idempotent=True)
+RENEW = load("renew", forms.is_texts, is_idempotent=True)
+LAG = load("lag", forms.is_texts)
+RESET = load("reset", forms.is_one_text, is_idempotent=True)
+RETRY = load("retry", forms.is_one_text)
+RELEASE = load("release", forms.is_texts, is_idempotent=True)
 OPEN = load("open", forms.is_one_text)
 
 # What only `verify` runs, for an operator.
@@ -133,6 +149,17 @@ ALL = (
     PUT_SNAPSHOT,
     GET_SNAPSHOT,
     DELETE_SNAPSHOTS,
+    SUBSCRIBE,
+    POLL,
+    SWEEP,
+    LEASE,
+    ACK,
+    NACK,
+    RENEW,
+    RELEASE,
+    LAG,
+    RESET,
+    RETRY,
     OPEN,
     *MENDING,
 )

@@ -454,9 +454,10 @@ class Check:
         async for names in self._look.members(self._handlers):
             for name in names:
                 position = self._keys.position(name, self._aggregate)
-                if not await self._look.exists(position):
+                lease = self._keys.lease(name, self._aggregate)
+                if not await self._look.exists(position, lease):
                     text = f"handler {name!r} is listed, and has no position"
-                    mend = Call(scripts.MEND_HANDLER, (self._handlers, position), (name,))
+                    mend = Call(scripts.MEND_HANDLER, (self._handlers, position, lease), (name,))
                     self._tell("handler-too-much", self._handlers, None, text, mend, about=name)
 
     async def _check_indexes(self) -> None:
@@ -509,7 +510,8 @@ async def check_position(look: Looker, keys: Keys, handler: str, aggregate: Aggr
         return Findings({problem.identity: problem}) if problem else found
     if await look.kind(handlers) in ("set", "none") and not await look.is_member(handlers, handler):
         text = f"it does not name {handler!r}, which has a position of {aggregate}"
-        mending = [Call(scripts.MEND_HANDLER, (handlers, key), (handler,))]
+        lease = keys.lease(handler, aggregate)
+        mending = [Call(scripts.MEND_HANDLER, (handlers, key, lease), (handler,))]
         if aggregate.edition != MAIN:
             attached = keys.attached_of(aggregate)
             mending.append(Call(scripts.MEND_NAME, (attached, handlers, key), (aggregate.root,)))

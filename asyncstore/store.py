@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
 from asyncstore import checks, codec, embedded, forms, scripts
 from asyncstore.cluster import Cluster
+from asyncstore.doorbell import Doorbell
 from asyncstore.erasing import Eraser
 from asyncstore.errors import (
     AsyncStoreError,
@@ -20,26 +22,39 @@ from asyncstore.errors import (
 )
 from asyncstore.events import Events
 from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
-from asyncstore.keys import Keys
+from asyncstore.keys import ALL, Keys
+from asyncstore.listening import DEFAULT_BUFFER, Listener, Wanted
 from asyncstore.listing import Listing
+from asyncstore.names import (
+    MAIN,
+    check_edition,
+    check_name,
+    check_seconds,
+    check_whole_number,
+)
 from asyncstore.nodes import Node, Ways
 from asyncstore.positions import Positions
+from asyncstore.progress import Subscriptions
 from asyncstore.reading import Reader
 from asyncstore.router import OneServer, Router
+from asyncstore.running import Function, Handler, run
 from asyncstore.settings import EMBEDDED, REPLICA, Options, Settings
 from asyncstore.snapshots import Snapshots
+from asyncstore.subscriptions import SubscribeOptions, Subscription
 from asyncstore.transport import Bounds
-from asyncstore.values import Durability, check_trace
+from asyncstore.values import FIRST, Durability, check_start, check_trace, check_types
+from asyncstore.worklist import Terms, text_of_start
 from asyncstore.writing import Limits, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
     from types import TracebackType
 
     from asyncstore.folding import Decide, FoldOptions
     from asyncstore.recorded import Loaded, RecordedEvent
     from asyncstore.router import Servers
-    from asyncstore.values import Aggregate, Appended, Source
+    from asyncstore.values import Aggregate, Appended, Source, Start
 
 _log = logging.getLogger(__name__)
 
@@ -110,18 +125,25 @@ class Store:
         )
         listing = Listing(router, names)
         eraser = Eraser(router, names, listing)
+        reader = Reader(router, names)
         self.events = Events(
             router,
             names,
             listing,
-            Reader(router, names),
+            reader,
             eraser,
             Writer(router, names, eraser, limits),
             self._durability,
         )
         self.positions = Positions(router, names)
         self.snapshots = Snapshots(router, names)
+        self.subscriptions = Subscriptions(router, names, reader, self.positions)
         self._folder = Folder(self.events, self.snapshots)
+        self._reader = reader
+        self._handlers: list[Handler] = []
+        self._doorbell = Doorbell(
+            self._dial, router.answers.refused, [names.live(ALL)], settings.timeout
+        )
 
     @property
     def settings(self) -> Settings:
@@ -183,6 +205,122 @@ class Store:
         how = Fold(apply, initial, **options)
         return await self._folder.update(aggregate, decide, how, tries, trace)
 
+    def listen(
+        self,
+        domain: str | None = None,
+        *,
+        edition: str | None = MAIN,
+        types: Iterable[str] | None = None,
+        buffer: int = DEFAULT_BUFFER,
+    ) -> Listener:
+        """Return what hears events as they are appended, at most once; no I/O happens before it.
+
+        To be used in `async with`: once that is entered, all that is appended later is heard, in
+        order per aggregate, as long as the connection holds. None means all domains, all editions,
+        all types. An event that was deleted before it could be read is left out.
+
+        A listener that is too slow for its `buffer` of events, or whose connection was gone for a
+        while, gets `ListenerLagged` in the place of what it missed, and can go on after it.
+        Entering raises `StoreUnavailable`. Who must not miss anything uses `subscribe`.
+
+            async with store.listen("orders") as live:
+                async for event in live:
+                    print(event.aggregate, event.type)
+        """
+        wanted = Wanted.of(domain, edition, types)
+        return Listener(self._doorbell, self._reader, wanted, buffer)
+
+    def subscribe(
+        self,
+        handler: str,
+        domain: str | None,
+        *,
+        edition: str = MAIN,
+        start: Start | datetime = FIRST,
+        types: Iterable[str] | None = None,
+        batch: int = 64,
+        lease: float = 30.0,
+        sweep: float = 5.0,
+        retries: int | None = 5,
+        close_timeout: float = 10.0,
+    ) -> Subscription:
+        """Return a worker of a handler, to be used in `async with`; no I/O happens before it.
+
+        It is given every event of the domain (None: of all domains) at least once, and in order per
+        aggregate: the next event of an aggregate comes when the one before was acked. Workers and
+        processes that name the same handler share its work. How far it has come is in the store,
+        as its `positions`; `start` counts the first time only: `FIRST`, `NOW` for what is
+        appended after a moment within the entering, or a moment: then each aggregate begins with
+        its first event that happened then or later, which is looked for by reading it.
+
+        Events of other types than `types` are passed over. A worker leases an aggregate for `lease`
+        seconds and keeps it while it works on it; if it dies, others go on when the lease ends. It
+        takes up to `batch` events at once. Appends wake it up; what was not heard is found every
+        `sweep` seconds. An event that was tried and refused `retries` times more (None: for ever)
+        becomes a dead letter, and its aggregate goes on. Leaving waits for deliveries that other
+        tasks have in progress, at most `close_timeout` seconds, and gives the leases back.
+
+            async with store.subscribe("projector", "orders") as sub:
+                async for delivery in sub:
+                    await project(delivery.event)
+                    await delivery.ack()
+        """
+        terms = Terms(
+            check_name("handler", handler),
+            check_edition(edition),
+            text_of_start(check_start("start", start)),
+            check_types(types),
+            check_whole_number("batch", batch, least=1),
+            check_seconds("lease", lease, least=0.05),
+            None if retries is None else check_whole_number("retries", retries),
+        )
+        return Subscription(
+            self._router,
+            self._keys,
+            self._doorbell,
+            self.subscriptions,
+            None if domain is None else check_name("domain", domain),
+            terms,
+            sweep=check_seconds("sweep", sweep, least=0.01),
+            close_timeout=check_seconds("close_timeout", close_timeout),
+        )
+
+    def handler(
+        self,
+        name: str,
+        domain: str | None,
+        *,
+        concurrency: int = 8,
+        **options: Unpack[SubscribeOptions],
+    ) -> Callable[[Function], Function]:
+        """Return a decorator for an async function that gets the events of a handler.
+
+        `run_handlers` runs it: up to `concurrency` events of different aggregates at once. Each is
+        acked when the function returns. If it raises, the event comes again after a pause that
+        grows from a tenth of a second to half a minute. The options are those of `subscribe`.
+
+            @store.handler("projector", "orders")
+            async def project(event): ...
+        """
+        check_whole_number("concurrency", concurrency, least=1)
+        subscribe = partial(self.subscribe, name, domain, **options)
+        limit = subscribe().close_timeout  # checks the arguments, too
+
+        def decorator(function: Function) -> Function:
+            self._handlers.append(Handler(name, function, subscribe, concurrency, limit))
+            return function
+
+        return decorator
+
+    async def run_handlers(self) -> None:
+        """Run all functions that `handler` has decorated, until a SIGTERM or cancellation.
+
+        At a SIGTERM, in the main thread, nothing more is given out; functions that are running
+        finish, for at most `close_timeout` seconds, and this returns. Cancelled, it cancels them.
+        Either way leases are given back, and what was not acked goes to others at once.
+        """
+        await run(self._handlers)
+
     async def check(self) -> checks.Report:
         """Look whether the server is fit for events, and return what was found.
 
@@ -217,6 +355,13 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self._settings.where()} prefix={self._settings.key_prefix!r}>"
+
+    async def _dial(self) -> asyncio.StreamWriter:
+        """Return a connection to hear channels on."""
+        if self._keys.by_slot:
+            why = "listening and subscriptions are not there for clusters yet"
+            raise ConfigurationError("urls", why, "the settings")
+        return await self._router.servers().node_of(None).transport.dial()
 
     async def _connect(self, stack: AsyncExitStack) -> None:
         seeds = self._settings.seeds()

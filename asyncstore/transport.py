@@ -393,9 +393,18 @@ class Transport:
                 request.fail(error)
         self._backlog.clear()
 
-    async def _dial(self) -> Wire:
-        """Return a new connection, ready for requests."""
+    async def dial(self) -> asyncio.StreamWriter:
+        """Return a new connection, logged in, for a protocol of its own. Whoever asks closes it."""
+        self.loop()
+        try:
+            return await self._connect()
+        except _Unreachable as error:
+            raise StoreUnavailable(self.where, str(error)) from None
+
+    async def _connect(self) -> asyncio.StreamWriter:
+        """Return a new connection, logged in, with nothing unread on it."""
         connection = cast(_Dialled, self._pool.make_connection())
+        before = _cancellations()
         try:
             await connection.connect()
         except _ANSWERED as error:
@@ -408,6 +417,17 @@ class Transport:
         except Exception as error:
             # What answers there made redis-py stumble; it is no reason to stop trying.
             raise _Unreachable(self._why_unreachable(error)) from None
+        writer = connection._writer
+        # redis-py must not close what is ours now.
+        connection._reader = connection._writer = None  # type: ignore[assignment]
+        if _cancellations() > before:
+            writer.transport.abort()
+            raise asyncio.CancelledError
+        return writer
+
+    async def _dial(self) -> Wire:
+        """Return a new connection, ready for requests."""
+        writer = await self._connect()
         wire = Wire(
             max_commands=self._bounds.max_commands,
             max_bytes=self._bounds.max_bytes,
@@ -416,9 +436,7 @@ class Transport:
             on_refusal=self._refusal,
             on_lost=self._lost,
         )
-        wire.take(connection._writer)
-        # redis-py must not close what is ours now.
-        connection._reader = connection._writer = None  # type: ignore[assignment]
+        wire.take(writer)
         try:
             async with asyncio.timeout(self._timeout):
                 await self._prepare(wire)
@@ -448,11 +466,15 @@ class Transport:
 
     async def _settle_appends(self, wire: Wire, identity: tuple[str, int] | None) -> None:
         """Have the appends of the lost connection sent again, or tell that it can't be done."""
-        unsettled = [
+        in_doubt = [
             request
             for request in self._backlog
             if request.sent and request.may_have_changed_something
         ]
+        for request in in_doubt:
+            if request.repeat is Repeat.ALIKE:
+                request.send_again(AGAIN, self._doubt_of(request))
+        unsettled = [request for request in in_doubt if request.repeat is Repeat.MARKED]
         if not unsettled:
             return
         if await self._is_ended(wire, identity):
@@ -460,12 +482,14 @@ class Transport:
             lost = self._lost_identity
             is_same = identity is not None and lost is not None and identity[0] == lost[0]
             for request in unsettled:
-                why = f"{request.name}: its answer was lost, and it was refused when sent again"
-                doubt = OutcomeUnknown(self.where, why)
-                request.send_again(AGAIN if is_same else ELSEWHERE, doubt)
+                request.send_again(AGAIN if is_same else ELSEWHERE, self._doubt_of(request))
         else:
             for request in unsettled:
                 self._give_up(request, "the connection broke, and may still be read by the server")
+
+    def _doubt_of(self, request: Request) -> OutcomeUnknown:
+        why = f"{request.name}: its answer was lost, and it was refused when sent again"
+        return OutcomeUnknown(self.where, why)
 
     async def _is_ended(self, wire: Wire, identity: tuple[str, int] | None) -> bool:
         """Whether the server will read nothing more from the connection that was lost."""
@@ -500,6 +524,12 @@ class Transport:
         if self.where.startswith(("rediss:", "valkeys:")):
             meaning += "; is it a port for TLS?"
         return f"no connection ({meaning})"
+
+
+def _cancellations() -> int:
+    """Return how often this task was told to end; redis-py takes some of them for its own."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _own(loop: asyncio.AbstractEventLoop) -> asyncio.Future[Reply]:

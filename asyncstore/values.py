@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
@@ -44,6 +45,24 @@ NEW: Final = 0
 
 ANY: Final = AnySequence.ANY
 """`expected=ANY`: append wherever the aggregate's end is."""
+
+
+class Start(enum.Enum):
+    """Where a handler begins that subscribes for the first time."""
+
+    FIRST = "first"
+    """With the first event of each aggregate."""
+    NOW = "now"
+    """With what is appended from now on."""
+
+    def __repr__(self) -> str:
+        return self.name
+
+    __str__ = __repr__
+
+
+FIRST: Final = Start.FIRST
+NOW: Final = Start.NOW
 
 Expected = int | Literal[AnySequence.ANY]
 
@@ -133,6 +152,20 @@ def _check_type(name: object) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise InvalidValue("type", "it has a lone surrogate, which is not a text") from None
+
+
+def check_types(value: Iterable[str] | None) -> frozenset[str] | None:
+    """Return types of events that are wanted, or None for all."""
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidType("types", f"a list of str is wanted, not {type(value).__name__}")
+    types = frozenset(value)
+    for name in types:
+        _check_type(name)
+    if not types:
+        raise InvalidValue("types", "it is empty: name one, or leave it out for all")
+    return types
 
 
 def check_moment(argument: str, value: datetime) -> datetime:
@@ -310,6 +343,16 @@ def check_aggregate(value: Aggregate) -> Aggregate:
     """Return `value` if it is an Aggregate."""
     if not isinstance(value, Aggregate):
         raise InvalidType("aggregate", f"an Aggregate is wanted, not {type(value).__name__}")
+    return value
+
+
+def check_start(argument: str, value: Start | datetime) -> Start | datetime:
+    """Return `value` if it is a Start, or a moment."""
+    if isinstance(value, datetime):
+        return check_moment(argument, value)
+    if not isinstance(value, Start):
+        why = f"FIRST, NOW or a datetime is wanted, not {type(value).__name__}"
+        raise InvalidType(argument, why)
     return value
 
 

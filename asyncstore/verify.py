@@ -50,6 +50,8 @@ __all__ = ["Problem", "problems", "repair"]
 
 _AT_ONCE: Final = 16  # aggregates, positions, …
 _LOOKS: Final = 8
+_INDEXES: Final = ("roots", "editions", "domains", "correlated", "attached")
+_OF_HANDLERS: Final = ("subscribed", "subscriptions", "due", "dead-letters")
 _PAUSE: Final = 0.01  # seconds between two looks, at most, for each look that there was
 
 
@@ -161,16 +163,28 @@ class _Walk:
                 yield look
         elif meaning.word == "commits":
             yield self._at_index(partial(self._check_commits, meaning.tag), meaning.tag)
-        elif meaning.word in ("roots", "editions", "domains", "correlated", "attached"):
+        elif not meaning.domain or self._is_wanted(meaning.domain):
+            async for look in self._looks_at_shared(key, meaning):
+                yield look
+
+    async def _looks_at_shared(self, key: str, meaning: Meaning) -> AsyncIterator[_Look]:
+        if meaning.word in _OF_HANDLERS:
+            yield self._at_index(partial(self._check_of_handler, key, meaning), meaning.tag)
+        elif meaning.word in _INDEXES:
             async for look in self._looks_at_index(key, meaning):
                 yield look
 
     def _looks_beside(self, meaning: Meaning, place: Aggregate) -> list[_Look]:
         """Return what is to be looked at because of a key of an aggregate."""
         looks = self._looks_at_aggregate(place)
-        if meaning.word == "positions" and self._is_wanted(place.domain):
+        if not self._is_wanted(place.domain):
+            return looks
+        if meaning.word == "positions":
             check = partial(check_position, self._look, self._keys, meaning.name, place)
             looks.append(self._at_aggregate(check, place))
+        elif meaning.word == "leases":
+            key = self._keys.lease(meaning.name, place)
+            looks.append(self._at_aggregate(partial(self._check_type, key), place))
         return looks
 
     def _looks_at_aggregate(self, aggregate: Aggregate) -> list[_Look]:
@@ -213,8 +227,6 @@ class _Walk:
 
     async def _looks_at_index(self, key: str, meaning: Meaning) -> AsyncIterator[_Look]:
         """Iterate over what is to be looked at in an index, and because of it."""
-        if meaning.domain and not self._is_wanted(meaning.domain):
-            return
         if await self._look.kind(key) != "zset":
             yield self._at_index(partial(self._check_type, key), meaning.tag)
             return
@@ -268,6 +280,21 @@ class _Walk:
         if not is_index or await self._look.is_in_order(key):
             return Findings()
         return _findings(out_of_order(key))
+
+    async def _check_of_handler(self, key: str, meaning: Meaning) -> Findings:
+        """Check what handlers have under a tag, and that a subscription is listed."""
+        found = await self._check_type(key)
+        subscribed = self._keys.subscribed(meaning.tag)
+        is_index = await self._look.kind(subscribed) in ("zset", "none")
+        if meaning.word == "subscriptions" and not found and is_index:
+            name = keys.subscription_in_index(meaning.name, meaning.domain, meaning.edition)
+            if not await self._look.is_scored(subscribed, name):
+                why = f"it does not name {name!r}, which is there"
+                mend = Call(scripts.MEND_NAME, (subscribed, key), (name,))
+                found.add(
+                    Problem("subscribed-missing", subscribed, None, why, False, (mend,), name)
+                )
+        return found
 
     async def _check_layout(self) -> Findings:
         key = self._keys.layout()

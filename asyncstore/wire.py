@@ -44,6 +44,7 @@ class Repeat(Enum):
     """What may be done with a request whose reply was lost."""
 
     FREELY = "it changes nothing"
+    ALIKE = "a second arrival changes nothing more"
     MARKED = "its script can tell a second arrival from the first, by a mark"
     NEVER = "a second arrival would change something again"
 
@@ -119,7 +120,8 @@ class Request:
 
         If it is refused, that does not say that the first one was: then the callers get `doubt`.
         """
-        if self.command[self.mark] != ELSEWHERE:  # it stays so: one of the sendings was
+        # One that was sent elsewhere stays so: one of the sendings was.
+        if self.repeat is Repeat.MARKED and self.command[self.mark] != ELSEWHERE:
             self.command[self.mark] = mark
         self.doubt = doubt
         self.sent = False

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from asyncstore import scripts
 from asyncstore.appends import MOST_APPENDS
+from asyncstore.keys import ALL
 from benchmarks.sides import KEYS, Workload, Writer, script_call
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ FEATURES = {
     # Without a new number the root would stay where it is, which costs less: so both, or the index.
     "number of the commit and index of roots": [_NUMBER, _ROOTS],
     "index of roots": [_ROOTS],
+    "telling those who listen": [("ring(channel, domain, edition)\nreturn", "return")],
     "failure of its own (pcall)": [("pcall(append, ", "true, append(")],
 }
-"""Publishing is not part of the script yet. Claims cost only those who make them: see bench.py."""
+"""Claims cost only those who make them: see bench.py."""
 
 Costs = dict[str, dict[str, float]]
 
@@ -98,9 +100,9 @@ def _group(writers: list[Writer]) -> tuple[list[str], list[str | bytes]]:
     """Return the keys and arguments of one call for one append of each writer."""
     prepared = [script_call(append) for writer in writers for append in writer.appends(1)]
     count = str(len(prepared))
-    shared_keys, shared_arguments = prepared[0][0][:4], [*prepared[0][1][:3], count]
+    shared_keys, shared_arguments = prepared[0][0][:4], [*prepared[0][1][:3], count, KEYS.live(ALL)]
     keys = [*shared_keys, *(key for keys, _ in prepared for key in keys[4:])]
-    own = [argument for _, arguments in prepared for argument in arguments[4:]]
+    own = [argument for _, arguments in prepared for argument in arguments[5:]]
     return keys, [*shared_arguments, *own]
 
 

@@ -179,7 +179,7 @@ def script_call(append: Append) -> Call:
     )
     members = [part for event in append.events for part in codec.encode_event(event)]
     about = (aggregate.root, str(append.expected), str(len(append.events)), "")
-    return keys, ("", aggregate.domain, aggregate.edition, "1", *about, *members)
+    return keys, ("", aggregate.domain, aggregate.edition, "1", KEYS.live(ALL), *about, *members)
 
 
 def evalsha(append: Append) -> tuple[str | bytes, ...]:

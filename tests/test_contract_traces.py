@@ -1162,7 +1162,7 @@ class TestSecondArrival:
     ) -> object:
         where = [keys.commits(keys.tag_of(place.root)), *keys.indexes_of(place)]
         where += [keys.events(place), keys.claims(place)]
-        about = ["again", "orders", "main", 1, place.root, expected, 1, "k", f"key:{key}"]
+        about = ["again", "orders", "main", 1, "", place.root, expected, 1, "k", f"key:{key}"]
         with server.client() as client:
             replies: Any = client.eval(
                 scripts.APPEND.source, len(where), *where, *about, *codec.encode_event(event)

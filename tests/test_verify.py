@@ -47,6 +47,10 @@ async def fill(store: Store) -> None:
     await store.events.branch(ORDER.on("explicit-0"), at=0)
     await store.positions.put("projector", ORDER.on("undiverged"), 63)
     await store.events.append(Aggregate("carts", "a:b c*☃"), numbered(1), expected=NEW)
+    async with store.subscribe("mailer", "carts", retries=0) as sub:
+        await (await anext(sub)).nack()
+    async with store.subscribe("reader", "carts") as sub:
+        await anext(sub)
 
 
 def told(problems: list[Problem]) -> list[tuple[str, str, int | None]]:

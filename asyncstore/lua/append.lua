@@ -8,6 +8,7 @@
 -- ARGV: mark: 'again' when this may be the second arrival of the same call, 'elsewhere' when the first
 --       was at another process of the server, else '',
 --       domain, edition, how many aggregates,
+--       the channel on which to tell what was stored, or '' for none,
 --       then for each aggregate: root,
 --         expected: the sequence that the first event must get, or '' for any,
 --         how many events; with none only a commit number is written, so that a WAIT covers what was
@@ -33,9 +34,11 @@
 -- include: diverge.lua
 -- include: page.lua
 -- include: claims.lua
+-- include: ring.lua
 local commits, roots, editions, domains = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local mark, domain, edition, aggregates = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local FIRST_KEY, FIRST_ARGUMENT = 5, 5
+local channel = ARGV[5]
+local FIRST_KEY, FIRST_ARGUMENT = 5, 6
 local MOST_LOOKED_AT = 100000 -- of the order of 100 ms
 local FIRST_LOOK, LARGEST_LOOK, BYTES_A_LOOK = 4, 100, 262144
 local EVENTS_A_CALL = 1000 -- unpack fails somewhere below 8,000 values
@@ -219,6 +222,7 @@ local function append(events, root, expected, first, last, options, branch, trac
     redis.call('ZADD', trace.claims, unpack(claims))
   end
   add(events, sequence, first, last)
+  announce(root, sequence, (last - first + 1) / 2)
   return { 'ok', sequence }
 end
 
@@ -281,4 +285,5 @@ for index = 1, aggregates do
   replies[index] = reply
   place = last + 1
 end
+ring(channel, domain, edition)
 return replies

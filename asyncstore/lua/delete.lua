@@ -3,8 +3,8 @@
 -- What is left for erase.lua are its entries in the indexes of correlation ids: those may be many,
 -- and an index may name too much. Its claims are kept aside until then.
 -- KEYS: events, newest, kept and recent snapshots, handlers, claims, erasing, divergence, roots,
---       editions, domains, attached (see keys.py), then the position of each handler that the caller
---       knows of
+--       editions, domains, attached (see keys.py), then for each handler that the caller knows of
+--       position, lease, due, dead letters
 -- ARGV: domain, edition, root, the names of those handlers
 -- Reply: {'ok', number of events, {correlation id, ...}}, the first ones that are left to erase,
 --        or {'more', {handler, ...}}, all there are, when the caller did not know of one
@@ -14,6 +14,7 @@ local claims, erasing, divergence = KEYS[6], KEYS[7], KEYS[8]
 local roots, editions, domains, attached = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local domain, edition, root = ARGV[1], ARGV[2], ARGV[3]
 local FIRST_INDEX, FIRST_POSITION, FIRST_HANDLER = 9, 13, 4
+local KEYS_OF_A_HANDLER = 4
 
 local known = {}
 for place = FIRST_HANDLER, #ARGV do
@@ -31,14 +32,22 @@ redis.call('ZCARD', claims) -- fails here, before the first write, if it is not 
 for place = FIRST_INDEX, FIRST_POSITION - 1 do
   redis.call('ZCARD', KEYS[place])
 end
+for place = FIRST_POSITION, #KEYS, KEYS_OF_A_HANDLER do
+  local due, dead = KEYS[place + 2], KEYS[place + 3]
+  redis.call('ZCARD', due)
+  redis.call('ZCARD', dead)
+end
 if redis.call('ZCARD', erasing) > 0 then
   redis.call('ZUNIONSTORE', erasing, 2, erasing, claims, 'WEIGHTS', 0, 0) -- one was cut off before
 elseif redis.call('EXISTS', claims) == 1 then
   redis.call('RENAME', claims, erasing)
 end
 local ids = correlation_ids(erasing)
-for place = FIRST_POSITION, #KEYS do
-  redis.call('UNLINK', KEYS[place])
+for place = FIRST_POSITION, #KEYS, KEYS_OF_A_HANDLER do
+  local position, lease, due, dead = KEYS[place], KEYS[place + 1], KEYS[place + 2], KEYS[place + 3]
+  redis.call('UNLINK', position, lease)
+  redis.call('ZREM', due, root)
+  redis.call('ZREMRANGEBYLEX', dead, '[' .. root .. '\n', '(' .. root .. '\v')
 end
 redis.call('UNLINK', events, newest, kept, recent, handlers, claims, divergence)
 if #ids > 0 then

@@ -2,11 +2,6 @@
 local BYTES_A_PAGE = 1048576 -- about a millisecond of the server's time
 local FIRST_CHUNK, LARGEST_CHUNK = 4, 32
 
-local function happened_until(member, latest)
-  local time = tonumber(string.match(member, '^%[%d+,(-?%d+),'))
-  return not time or time <= latest -- what can't be read is for the client to complain about
-end
-
 local function chunk_of(events, start, stop, size, backwards)
   if backwards then
     return redis.call('ZRANGE', events, stop, start, 'BYSCORE', 'REV', 'LIMIT', 0, size)
@@ -16,10 +11,11 @@ end
 
 -- Puts members into `reply`, until `limit` of them are there, BYTES_A_PAGE have been looked at, or
 -- the parts end. A part is {key, first sequence, the sequence after its last}; parts are in order.
+-- Those for which `is_wanted` says no are passed over; nil for all.
 -- reply[1] becomes the sequence to go on after, '' at the end.
 -- How large events are is found out on the way, a few first and then more each time: large ones
 -- overshoot a page by a few.
-local function page(reply, parts, limit, backwards, latest)
+local function page(reply, parts, limit, backwards, is_wanted)
   local room, bytes, size = limit, 0, FIRST_CHUNK
   for number = 1, #parts do
     local part = parts[backwards and #parts + 1 - number or number]
@@ -27,13 +23,13 @@ local function page(reply, parts, limit, backwards, latest)
     local stop = part[3] == math.huge and '+inf' or string.format('(%.0f', part[3])
     local is_over = false
     while not is_over do
-      if not latest then
+      if not is_wanted then
         size = math.min(size, room)
       end
       local members = chunk_of(events, start, stop, size, backwards)
       for _, member in ipairs(members) do
         bytes = bytes + #member
-        if room > 0 and (not latest or happened_until(member, latest)) then
+        if room > 0 and (not is_wanted or is_wanted(member)) then
           reply[#reply + 1] = member
           room = room - 1
         end

@@ -1,0 +1,187 @@
+"""Live listening: events as they are appended, at most once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from asyncstore.errors import CorruptEvent, ListenerLagged, StoreClosed
+from asyncstore.names import check_edition, check_name, check_whole_number
+from asyncstore.reading import Range
+from asyncstore.sharing import all_of
+from asyncstore.values import Aggregate, check_types
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from asyncstore.doorbell import Doorbell, Ring
+    from asyncstore.reading import Reader
+    from asyncstore.recorded import RecordedEvent
+
+DEFAULT_BUFFER: Final = 10_000  # events
+_READS_AT_ONCE: Final = 32
+_EVENTS_A_READ: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which events are wanted; None is all. Checked when it is made."""
+
+    domain: str | None
+    edition: str | None
+    types: frozenset[str] | None
+
+    @classmethod
+    def of(cls, domain: str | None, edition: str | None, types: Iterable[str] | None) -> Wanted:
+        """Return what a caller has said as one value."""
+        return cls(
+            None if domain is None else check_name("domain", domain),
+            None if edition is None else check_edition(edition),
+            check_types(types),
+        )
+
+    def takes(self, domain: str, edition: str) -> bool:
+        """Whether events of this domain and edition can be among them."""
+        return self.domain in (None, domain) and self.edition in (None, edition)
+
+    def takes_type(self, name: str) -> bool:
+        """Whether events of this type are among them."""
+        return self.types is None or name in self.types
+
+
+@dataclass(slots=True)
+class _Lag:
+    """Stands among the ranges where some are missing."""
+
+    missed: int | None
+
+
+class Listener:
+    """Hears the events of a store while it is entered; made by `Store.listen`.
+
+    What waits to be taken is where events are, not the events: those are read when it is their
+    turn, some at a time.
+    """
+
+    def __init__(self, doorbell: Doorbell, reader: Reader, wanted: Wanted, buffer: int) -> None:
+        self._doorbell = doorbell
+        self._reader = reader
+        self._wanted = wanted
+        self._buffer = check_whole_number("buffer", buffer)
+        self._waiting: deque[Range | _Lag] = deque()
+        self._events = 0  # that wait
+        self._ready: deque[RecordedEvent | CorruptEvent] = deque()
+        self._reading = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._is_entered = False
+        self._is_over = False
+
+    async def __aenter__(self) -> Self:
+        if self._is_entered:
+            raise StoreClosed("a listener is entered once: call store.listen() again")
+        self._is_entered = True
+        await self._doorbell.join(self)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over = True
+        self._changed.set()
+        await self._doorbell.leave(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RecordedEvent:
+        """Return the next event, or wait for it. Raises `ListenerLagged`, and can be called again.
+
+        That is an error and not an item, so that nobody can take a history with holes for a whole.
+        """
+        if not self._is_entered:
+            raise StoreClosed("use the listener inside `async with store.listen() as live:`")
+        while not self._ready:
+            async with self._reading:
+                await self._take_more()
+        event = self._ready.popleft()
+        if isinstance(event, CorruptEvent):
+            raise event
+        return event
+
+    async def _take_more(self) -> None:
+        """Read what comes next, if nobody else did meanwhile."""
+        while not self._ready and not self._waiting:
+            if self._is_over:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        if self._ready:
+            return
+        first = self._waiting[0]
+        if isinstance(first, _Lag):
+            self._waiting.popleft()
+            raise ListenerLagged(first.missed, self._buffer)
+        ranges: list[Range] = []
+        for waiting in self._waiting:
+            if isinstance(waiting, _Lag) or len(ranges) == _READS_AT_ONCE:
+                break
+            ranges.append(waiting)
+        found = await all_of(self._read(wanted) for wanted in ranges)
+        # Taken only now: whoever is cancelled while it reads has lost nothing.
+        for wanted in ranges:
+            self._waiting.popleft()
+            self._events -= _size(wanted)
+        self._ready.extend(event for events in found for event in events)
+
+    async def _read(self, wanted: Range) -> list[RecordedEvent | CorruptEvent]:
+        """Return the events that are still there."""
+        try:
+            events = await self._reader.read(wanted)
+        except CorruptEvent as error:
+            return [error]
+        return [event for event in events if self._wanted.takes_type(event.type)]
+
+    # What the doorbell calls
+
+    def heard(self, ring: Ring) -> None:
+        """Note where new events are, or how many there is no room for."""
+        if not self._wanted.takes(ring.domain, ring.edition):
+            return
+        for change in ring.changes():
+            aggregate = Aggregate(ring.domain, change.root, ring.edition)
+            end = change.first + change.count
+            for start in range(change.first, end, _EVENTS_A_READ):
+                self._add(Range(aggregate, start, min(start + _EVENTS_A_READ, end)))
+        self._changed.set()
+
+    def _add(self, wanted: Range) -> None:
+        if self._events + _size(wanted) <= self._buffer:
+            self._waiting.append(wanted)
+            self._events += _size(wanted)
+            return
+        lag = self._lag()
+        if lag.missed is not None:
+            lag.missed += _size(wanted)
+
+    def missed(self) -> None:
+        """Note that nobody knows what was appended for a while."""
+        self._lag().missed = None
+        self._changed.set()
+
+    def _lag(self) -> _Lag:
+        last = self._waiting[-1] if self._waiting else None
+        if isinstance(last, _Lag):
+            return last
+        lag = _Lag(0)
+        self._waiting.append(lag)
+        return lag
+
+
+def _size(wanted: Range) -> int:
+    return (wanted.stop or 0) - wanted.start

@@ -1,0 +1,37 @@
+#!lua
+-- Records that an event could not be handled: it comes again after a while, or becomes a dead letter
+-- when it was tried too often, and the aggregate goes on behind it.
+-- KEYS: due, dead letters, position, lease (see keys.py)
+-- ARGV: root, holder, sequence of the event, its id, microseconds to wait,
+--       how often it may be tried again ('' for ever), why it failed,
+--       'again' for a dead letter that was tried again, or ''
+-- Reply: {'ok'}, {'buried'}, or {'lost'} when the lease is not the worker's own any more
+-- include: leases.lua
+-- include: handling.lua
+local due, dead, position, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local root, holder, sequence, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local delay, most_tries = tonumber(ARGV[5]), (tonumber(ARGV[6]) or math.huge) + 1
+local reason, is_again = ARGV[7], ARGV[8] == 'again'
+
+local now = now_of_server()
+local about = about_lease(lease)
+if not is_held(about, holder, now) then
+  return { about.by == holder and 'ok' or 'lost' }
+end
+redis.call('ZCARD', due) -- these fail here, before the first write, if they are something else
+redis.call('ZCARD', dead)
+
+if is_again or about.tries >= most_tries then
+  local left = is_again and string.gsub(about.again, '^%d+ ?', '') or about.again
+  bury(dead, root, sequence, id, about.tries, now, reason)
+  if not is_again then
+    advance(position, lease, sequence, id)
+  end
+  redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', holder, 'again', left)
+  redis.call('ZADD', due, 0, root)
+  return { 'buried' }
+end
+local free = delay > 0 and now + delay or 0
+redis.call('HSET', lease, 'holder', '-', 'until', string.format('%.0f', free), 'by', holder)
+redis.call('ZADD', due, free, root)
+return { 'ok' }

@@ -1,0 +1,18 @@
+#!lua
+-- Takes a dead letter away: to have its event handled again, or for good.
+-- KEYS: due, dead letters, lease (see keys.py)
+-- ARGV: root, the letter, the sequence to handle again or '' for none
+-- Reply: {'ok'}, or {'gone'} when there is no such letter any more
+local due, dead, lease = KEYS[1], KEYS[2], KEYS[3]
+local root, letter, sequence = ARGV[1], ARGV[2], ARGV[3]
+
+redis.call('ZCARD', due) -- these fail here, before the first write, if they are something else
+local again = redis.call('HGET', lease, 'again') or ''
+if redis.call('ZREM', dead, letter) == 0 then
+  return { 'gone' }
+end
+if sequence ~= '' then
+  redis.call('HSET', lease, 'again', again == '' and sequence or again .. ' ' .. sequence)
+  redis.call('ZADD', due, 'NX', 0, root)
+end
+return { 'ok' }

@@ -1,0 +1,57 @@
+#!lua
+-- Puts aggregates that a handler is behind in among those that are due. While it marks where to
+-- begin, gives those a position that have none.
+-- KEYS: subscription, due, then for each aggregate position, lease, handlers, events; on another
+--       edition than main also divergence, the events of main, attached (see keys.py)
+-- ARGV: handler, the number of the commit up to which roots were looked at, the number up to which
+--       they are now, 'last' if there were no more when these were read or '', how many keys each
+--       has, then for each root, and the sequence at which to begin there ('' for its end)
+-- Reply: {'swept' or 'marked', state}, or {'moved'} when somebody else has looked at them meanwhile
+-- include: timeline.lua
+-- include: positions.lua
+-- include: leases.lua
+-- include: handling.lua
+local subscription, due = KEYS[1], KEYS[2]
+local handler, from, to, is_last, width = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == 'last', tonumber(ARGV[5])
+local FIRST_KEY, FIRST_ARGUMENT = 3, 6
+
+local known = redis.call('HMGET', subscription, 'state', 'swept')
+local is_marking = known[1] == 'marking'
+if known[2] ~= from then
+  return { 'moved' }
+end
+redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
+
+local function is_behind(place, root, start)
+  local position, lease, handlers, events = KEYS[place], KEYS[place + 1], KEYS[place + 2], KEYS[place + 3]
+  local divergence, main, attached = nil, nil, nil
+  if width > 4 then
+    divergence, main, attached = KEYS[place + 4], KEYS[place + 5], KEYS[place + 6]
+  end
+  local next_sequence, diverged_at = end_of(events, divergence, main)
+  local at = tonumber(position_of(position, diverged_at) or -1)
+  if is_marking and at == -1 then
+    at = (tonumber(start) or next_sequence) - 1
+    if at >= 0 then
+      belong(handlers, attached, handler, root)
+      advance(position, lease, at, id_of(member_at(events, main, diverged_at, at)))
+    end
+  end
+  return not at or at + 1 ~= next_sequence
+end
+
+local argument = FIRST_ARGUMENT
+for place = FIRST_KEY, #KEYS, width do
+  local root = ARGV[argument]
+  -- What is wrong with one is found again, and told, when it is leased.
+  local done, behind = pcall(is_behind, place, root, ARGV[argument + 1])
+  if not done or behind then
+    redis.call('ZADD', due, 'NX', 0, root)
+  end
+  argument = argument + 2
+end
+redis.call('HSET', subscription, 'swept', to)
+if is_marking and is_last then
+  redis.call('HSET', subscription, 'state', 'live')
+end
+return { 'swept', is_marking and not is_last and 'marking' or 'live' }

@@ -1,0 +1,277 @@
+"""What a handler has to do in one domain and edition, as the server keeps it.
+
+All aggregates that the handler is behind in are either among those that are due, or in the index of
+roots after the commit number up to which that was swept. Both are on the server, and change in
+one step, so nothing is passed over whoever dies when, and a failover takes back all of it alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from asyncstore import codec, forms, keys, scripts
+from asyncstore.errors import CorruptEvent
+from asyncstore.names import MAIN
+from asyncstore.recorded import RecordedEvent
+from asyncstore.values import Aggregate, Start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from asyncstore.keys import Keys
+    from asyncstore.router import Router
+    from asyncstore.wire import Argument
+
+PAGE: Final = 200  # roots that are looked at in one call: less than a millisecond of the server
+_MOMENT: Final = 2_000_000  # microseconds in which those that are due can be leased
+_SEQUENCE: Final = re.compile(rb"\[(\d+),")
+EVERY_DOMAIN: Final = "*"  # no name of a domain: stands where a handler works on all of them
+
+Known = tuple[int, str]
+"""The sequence of an event and its id in hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a handler works; see `Store.subscribe`. `start` is as subscribe.lua has it."""
+
+    handler: str
+    edition: str
+    start: str
+    types: frozenset[str] | None
+    batch: int
+    lease: float
+    retries: int | None
+
+    def lease_arguments(self) -> list[Argument]:
+        """Return what lease.lua wants to know of all leases."""
+        retries = "" if self.retries is None else self.retries
+        return [to_microseconds(self.lease), self.batch, retries]
+
+    def type_arguments(self) -> list[Argument]:
+        """Return the types as they stand in the header of an event."""
+        return [] if self.types is None else [codec.encode_type(name) for name in self.types]
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """What there was to do: changed roots with their commits, and roots that are due.
+
+    `wait` is how many seconds it is until the next one is due, None if there is none.
+    """
+
+    swept: int
+    changed: list[tuple[str, int]]
+    due: list[str]
+    wait: float | None
+
+
+@dataclass(slots=True)
+class Leased:
+    """Events that were leased to this worker, and what became of the rest.
+
+    `through` is the last sequence that was looked at, with the id there. `bad` is an event that
+    comes after `events`, and can't be read; `bad_at` is its sequence.
+    """
+
+    aggregate: Aggregate
+    holder: str
+    token: int
+    attempt: int
+    through: int
+    through_id: str
+    is_again: bool
+    events: deque[RecordedEvent] = field(default_factory=deque)
+    bad: CorruptEvent | None = None
+    bad_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NotLeased:
+    """Why an aggregate was not leased; for `numbers` see lease.lua."""
+
+    why: str
+    numbers: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Worklist:
+    """The work of one handler in one domain and edition, as far as it is under one tag."""
+
+    _router: Router
+    _keys: Keys
+    domain: str
+    tag: str
+    terms: Terms
+
+    async def start(self) -> Start | datetime:
+        """Return where the handler began, or is to begin."""
+        text = await self._router.read(forms.is_text_or_nil, "HGET", self._subscription(), "start")
+        return start_of((text or b"first").decode())
+
+    async def subscribe(self, start: str | None = None) -> str:
+        """Note where the handler begins, if nobody did before; return the state."""
+        terms = self.terms
+        where = [self._subscription(), self._keys.subscribed(self.tag)]
+        name = keys.subscription_in_index(terms.handler, self.domain, terms.edition)
+        state, _, _ = await self._router.run(scripts.SUBSCRIBE, where, [name, start or terms.start])
+        return str(state.decode())
+
+    async def poll(self, most_due: int) -> Polled:
+        """Return what there is to do."""
+        where = [self._subscription(), self._roots(), self._due()]
+        swept, changed, due, wait = await self._router.run(
+            scripts.POLL, where, [PAGE, most_due, _MOMENT]
+        )
+        return Polled(
+            int(swept),
+            [(root.decode(), int(float(score))) for root, score in forms.pairs_of(changed)],
+            [root.decode() for root in due],
+            int(wait) / 1_000_000 if wait else None,
+        )
+
+    async def sweep(self, polled: Polled, starts: Sequence[int | None] = ()) -> str:
+        """Put changed roots among those that are due; return the state after it.
+
+        `starts` are the sequences at which to begin in each, as long as that is being marked.
+        """
+        where = [self._subscription(), self._due()]
+        arguments: list[Argument] = [self.terms.handler, polled.swept]
+        arguments.append(polled.changed[-1][1] if polled.changed else polled.swept)
+        arguments.append("last" if len(polled.changed) < PAGE else "")
+        arguments.append(len(self._own_keys(Aggregate(MAIN, MAIN, self.terms.edition))))
+        for place, (root, _) in enumerate(polled.changed):
+            where += self._own_keys(Aggregate(self.domain, root, self.terms.edition))
+            start = starts[place] if starts else None
+            arguments += [root, "" if start is None else start]
+        outcome, *state = await self._router.run(scripts.SWEEP, where, arguments)
+        return state[0].decode() if outcome == b"swept" else "moved"
+
+    async def lease(
+        self, aggregate: Aggregate, holder: str, known: Known | None
+    ) -> Leased | NotLeased:
+        """Lease an aggregate, and read what is to be done. `known` is what was done last."""
+        position, lease, handlers, *timeline = self._own_keys(aggregate)
+        where = [self._due(), self._dead_letters(), position, lease, handlers, *timeline]
+        terms = self.terms
+        about: list[Argument] = [terms.handler, aggregate.root, holder, *terms.lease_arguments()]
+        about += known or ("", "")
+        tag, *rest = await self._router.run(scripts.LEASE, where, [*about, *terms.type_arguments()])
+        if tag not in (b"leased", b"again"):
+            return NotLeased(tag.decode(), rest)
+        token, attempt, first, through, through_id, diverged_at, *members = rest
+        leased = Leased(
+            aggregate, holder, token, attempt, through, through_id.decode(), tag == b"again"
+        )
+        due = first if terms.types is None else None
+        self._decode(leased, members, due, int(diverged_at or 0))
+        return leased
+
+    def _decode(
+        self, leased: Leased, members: Iterable[bytes], due: int | None, diverges_at: int
+    ) -> None:
+        places = self._keys.places(leased.aggregate, diverges_at)
+        for member in members:
+            found = _SEQUENCE.match(member)
+            at = int(found[1]) if found else due or 0
+            try:
+                event = RecordedEvent.of_member(leased.aggregate, places, member)
+                if due is not None and event.sequence != due:
+                    at = due
+                    raise codec.Undecodable("the event is missing, or at another place")
+            except codec.Undecodable as error:
+                leased.bad = CorruptEvent(places.key_at(at), at, str(error))
+                leased.bad_at = at
+                return
+            leased.events.append(event)
+            due = None if due is None else due + 1
+
+    async def ack(self, leased: Leased, known: Known, following: int | None) -> str:
+        """Record what was done; return what is left: see ack.lua."""
+        position, lease, _, *timeline = self._own_keys(leased.aggregate)
+        if timeline[1:]:
+            timeline.pop()  # attached
+        arguments: list[Argument] = [leased.aggregate.root, leased.holder, *known]
+        arguments += ["" if following is None else following, "again" if leased.is_again else ""]
+        (outcome,) = await self._router.run(
+            scripts.ACK, [self._due(), position, lease, *timeline], arguments
+        )
+        return str(outcome.decode())
+
+    async def nack(self, leased: Leased, event: Known, delay: float, reason: str) -> str:
+        """Record that an event could not be handled; return what became of it: see nack.lua."""
+        position, lease, *_ = self._own_keys(leased.aggregate)
+        where = [self._due(), self._dead_letters(), position, lease]
+        retries = "" if self.terms.retries is None else self.terms.retries
+        arguments: list[Argument] = [leased.aggregate.root, leased.holder, *event]
+        arguments += [to_microseconds(delay), retries, reason]
+        arguments.append("again" if leased.is_again else "")
+        (outcome,) = await self._router.run(scripts.NACK, where, arguments)
+        return str(outcome.decode())
+
+    async def renew(self, leases: Sequence[Leased]) -> list[bool]:
+        """Make leases last longer; return which of them are still ours."""
+        arguments: list[Argument] = [to_microseconds(self.terms.lease)]
+        replies = await self._router.run(
+            scripts.RENEW, self._lease_keys(leases), [*arguments, *_named(leases)]
+        )
+        return [reply == b"ok" for reply in replies]
+
+    async def release(self, leases: Sequence[Leased]) -> None:
+        """Give back leases of which nothing was tried."""
+        await self._router.run(scripts.RELEASE, self._lease_keys(leases), _named(leases))
+
+    def _lease_keys(self, leases: Sequence[Leased]) -> list[str]:
+        handler = self.terms.handler
+        return [self._due(), *(self._keys.lease(handler, one.aggregate) for one in leases)]
+
+    def _own_keys(self, aggregate: Aggregate) -> list[str]:
+        """Return position, lease, handlers, and what it takes to read the timeline, attached."""
+        handler = self.terms.handler
+        own = [
+            self._keys.position(handler, aggregate),
+            self._keys.lease(handler, aggregate),
+            self._keys.handlers(aggregate),
+            *self._keys.timeline(aggregate),
+        ]
+        if aggregate.edition != MAIN:
+            own.append(self._keys.attached_of(aggregate))
+        return own
+
+    def _place(self) -> tuple[str, str, str, str]:
+        return self.terms.handler, self.domain, self.terms.edition, self.tag
+
+    def _roots(self) -> str:
+        return self._keys.roots(self.domain, self.terms.edition, self.tag)
+
+    def _subscription(self) -> str:
+        return self._keys.subscription(*self._place())
+
+    def _due(self) -> str:
+        return self._keys.due(*self._place())
+
+    def _dead_letters(self) -> str:
+        return self._keys.dead_letters(*self._place())
+
+
+def _named(leases: Iterable[Leased]) -> list[Argument]:
+    return [text for leased in leases for text in (leased.aggregate.root, leased.holder)]
+
+
+def text_of_start(start: Start | datetime) -> str:
+    """Return what subscribe.lua takes."""
+    return start.value if isinstance(start, Start) else f"{codec.to_microseconds(start)}"
+
+
+def start_of(text: str) -> Start | datetime:
+    """Return what `text_of_start` was made of."""
+    return Start(text) if text.isalpha() else codec.from_microseconds(int(text))
+
+
+def to_microseconds(seconds: float) -> int:
+    """Return whole microseconds."""
+    return round(seconds * 1_000_000)
