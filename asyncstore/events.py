@@ -343,7 +343,8 @@ class Events:
 
         On a cluster that is the order within each slot. On another edition than main, those that
         have diverged there. A root that is there from beginning to end is never missed, also while
-        others write. The names that were given out are remembered until the end of the iteration.
+        others write. The names that were given out are remembered until the end, on a cluster
+        those of one slot.
         """
         pages = self._listing.pages_of_roots(check_name("domain", domain), check_edition(edition))
         return flat(pages)

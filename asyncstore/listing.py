@@ -49,18 +49,12 @@ class Listing:
         """Iterate over the names in some indexes, those of each in alphabetical order."""
         return self._pages(indexes, self._names_in, most)
 
-    async def pages_of_roots(
+    def pages_of_roots(
         self, domain: str, edition: str, most: int = PAGE
     ) -> AsyncIterator[list[str]]:
         """Iterate over the roots of a domain, those of each index in the order of their commits."""
-        # An append moves its root to the end of the index. So a root may come by again, but it
-        # can't slip past: what is before the place we have come to was given out.
-        given: set[str] = set()
         indexes = [self._keys.roots(domain, edition, tag) for tag in self._keys.tags()]
-        async for page in self._pages(indexes, self._roots_in, most):
-            new = [root for root in page if root not in given]
-            given.update(new)
-            yield new
+        return self._pages(indexes, self._roots_in, most)
 
     async def _pages(
         self,
@@ -68,18 +62,20 @@ class Listing:
         page_of: Callable[[str, bytes, int], Coroutine[Any, Any, _Page]],
         most: int,
     ) -> AsyncIterator[list[str]]:
-        for first in range(0, len(indexes), _INDEXES_AT_ONCE):
-            left = [(key, b"") for key in indexes[first : first + _INDEXES_AT_ONCE]]
-            while left:
-                pages = await all_of(page_of(key, after, most) for key, after in left)
-                for page in pages:
-                    if page.names:
-                        yield page.names
-                left = [
-                    (key, page.last)
-                    for (key, _), page in zip(left, pages, strict=True)
-                    if page.last
-                ]
+        for start in range(0, len(indexes), _INDEXES_AT_ONCE):
+            some = indexes[start : start + _INDEXES_AT_ONCE]
+            first_pages = await all_of(page_of(key, b"", most) for key in some)
+            for key, page in zip(some, first_pages, strict=True):
+                if page.names:
+                    yield page.names
+                # An append moves its root to the end of its index. So a root may come by again, but
+                # can't slip past: what is before the place we have come to was given out.
+                given = set(page.names)
+                while page.last:
+                    page = await page_of(key, page.last, most)
+                    new = [name for name in page.names if name not in given]
+                    given.update(new)
+                    yield new
 
     async def _names_in(self, key: str, after: bytes, most: int) -> _Page:
         start = b"(" + after if after else b"-"
