@@ -55,6 +55,13 @@ def run_example(*arguments: str, name: str = "git_history.py") -> subprocess.Com
     )
 
 
+def test_leaderboard() -> None:
+    done = run_example(name="leaderboard.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "killed it after" in done.stdout
+    assert "6,000 points, the same as a fold over all events" in done.stdout
+
+
 def test_git_history(repository: Path) -> None:
     done = run_example(str(repository))
     assert done.returncode == 0, done.stderr
