@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench bench-rivals faults soak clean
+.PHONY: help demo test lint types format bench bench-subscriptions bench-rivals faults soak clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ format: $(READY) ## put the code into its format
 
 bench: $(BENCH_READY) ## measure beside other clients, 5 minutes: tables, build/bench.json and .png
 	$(BIN)/python -m benchmarks.bench
+
+bench-subscriptions: $(BENCH_READY) ## measure subscriptions beside Redis Streams, 3 minutes
+	$(BIN)/python -m benchmarks.subscribing
 
 bench-rivals: $(BENCH_READY) ## measure beside other event stores, 3 minutes: build/bench-rivals.json
 	$(BIN)/python -m benchmarks.rivals

@@ -91,8 +91,8 @@ def games() -> Iterator[tuple[str, Event]]:
 
 def lines(path: Path) -> Iterator[tuple[str, Event]]:
     """Return a history of JSON lines, as `asyncstore import` takes them."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt") as file:
         for line in file:
             fields: dict[str, Any] = json.loads(line)
             yield fields["root"], Event(fields["type"], fields["data"])

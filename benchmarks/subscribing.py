@@ -1,0 +1,288 @@
+"""Subscriptions beside Redis Streams with a consumer group on redis-py, on one server in one run.
+
+    python -m benchmarks.subscribing [--output build/bench-subscriptions.json] [--quick]
+
+Streams are what people would use otherwise: one stream, with neither order per aggregate nor replay
+of one aggregate. Both write to the same server and ack each event, or each batch; the sides take
+turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import redis.asyncio
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import asyncstore
+from asyncstore import ANY, NEW, Aggregate, Event, Store, embedded
+from asyncstore.appends import Appender
+from asyncstore.keys import Keys
+from benchmarks import machine
+from benchmarks.sides import client_of
+
+AGGREGATES, EVENTS = 7_500, 65_000
+DATA = {"text": "x" * 180}
+BATCH = 64
+IDLE, IDLE_SECONDS = 10, 10.0
+DOMAIN, STREAM, GROUP = "bench", "bench-stream", "workers"
+
+console = Console(highlight=False, width=120)
+
+Figures = dict[str, list[float]]
+
+
+class Quiet(Keys):
+    """Keys without a channel: appends tell nobody."""
+
+    def live(self, tag: str) -> str:
+        """Return no channel."""
+        return ""
+
+
+# Delay from the append to the handler
+
+
+async def delay_of_store(store: Store, count: int) -> list[float]:
+    place, found = Aggregate("delay", uuid.uuid4()), []
+    async with store.subscribe("delay", "delay") as sub:
+        for _ in range(count):
+            started = time.perf_counter()
+            writing = asyncio.ensure_future(
+                store.events.append(place, [Event("Benched", DATA)], expected=ANY)
+            )
+            delivery = await anext(sub)
+            found.append(1e6 * (time.perf_counter() - started))
+            await asyncio.gather(writing, delivery.ack())
+    return found
+
+
+async def delay_of_stream(client: redis.asyncio.Redis, count: int) -> list[float]:
+    await client.delete(STREAM)
+    await client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+    found = []
+    value = json.dumps(DATA)
+    for _ in range(count):
+        reading: Any = asyncio.ensure_future(
+            client.xreadgroup(GROUP, "one", {STREAM: ">"}, count=1, block=10_000)
+        )
+        await asyncio.sleep(0.0005)  # until it waits on the server
+        started = time.perf_counter()
+        writing = asyncio.ensure_future(client.xadd(STREAM, {"data": value}))
+        ((_, ((entry, _),)),) = await reading
+        found.append(1e6 * (time.perf_counter() - started))
+        await asyncio.gather(writing, client.xack(STREAM, GROUP, entry))
+    return found
+
+
+# Catching up
+
+
+async def fill(store: Store, client: redis.asyncio.Redis) -> None:
+    counts = [EVENTS // AGGREGATES + (n < EVENTS % AGGREGATES) for n in range(AGGREGATES)]
+
+    async def write(number: int) -> None:
+        batch = [Event("Benched", DATA) for _ in range(counts[number])]
+        await store.events.append(Aggregate(DOMAIN, f"{number}"), batch, expected=NEW)
+
+    for first in range(0, AGGREGATES, 500):
+        await asyncio.gather(*(write(n) for n in range(first, min(first + 500, AGGREGATES))))
+    pipeline = client.pipeline(transaction=False)
+    for number in range(EVENTS):
+        pipeline.xadd(STREAM + "-full", {"data": json.dumps(DATA)})
+        if number % 1000 == 999:
+            await pipeline.execute()
+    await pipeline.execute()
+
+
+async def store_catches_up(store: Store, handlers: int, *, batches: bool) -> float:
+    done, seen = asyncio.Event(), 0
+
+    async def work() -> None:
+        nonlocal seen
+        async for delivery in sub.batches() if batches else sub:
+            seen += len(delivery.events)
+            await delivery.ack()
+            if seen == EVENTS:
+                done.set()
+
+    started = time.perf_counter()
+    async with store.subscribe(f"h{uuid.uuid4().hex}", DOMAIN, batch=BATCH) as sub:
+        workers = [asyncio.ensure_future(work()) for _ in range(handlers)]
+        await done.wait()
+        elapsed = time.perf_counter() - started
+    await asyncio.gather(*workers)
+    return EVENTS / elapsed
+
+
+async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, *, batches: bool) -> float:
+    group = uuid.uuid4().hex
+    await client.xgroup_create(STREAM + "-full", group, id="0")
+
+    async def work(name: str) -> None:
+        while found := await client.xreadgroup(group, name, {STREAM + "-full": ">"}, count=BATCH):
+            entries = [entry for _, page in found for entry, _ in page]
+            for some in [entries] if batches else [[entry] for entry in entries]:
+                await client.xack(STREAM + "-full", group, *some)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work(f"{n}") for n in range(handlers)))
+    elapsed = time.perf_counter() - started
+    await client.xgroup_destroy(STREAM + "-full", group)
+    return EVENTS / elapsed
+
+
+# What it costs to be there
+
+
+async def append_cost(store: Store, rounds: int) -> dict[str, float]:
+    """Return the times of appends that ring, in those of appends that tell nobody."""
+    node = store._router.nodes()[0]
+    loud, quiet = node.appender, Appender(node.transport, Quiet(store._keys.prefix))
+    ratios: Figures = defaultdict(list)
+    for number in range(rounds + 1):
+        times: dict[tuple[bool, int], float] = {}
+        for writers in (1, 128):
+            sides = [True, False]
+            random.shuffle(sides)
+            for rings in sides:
+                node.appender = loud if rings else quiet
+                times[rings, writers] = await _time_of_appends(store, writers)
+        if number:  # the first is for warming up
+            for writers in (1, 128):
+                ratios[f"{writers}"].append(times[True, writers] / times[False, writers])
+    node.appender = loud
+    return {writers: statistics.median(found) for writers, found in ratios.items()}
+
+
+async def _time_of_appends(store: Store, writers: int) -> float:
+    async def write() -> None:
+        place = Aggregate("cost", uuid.uuid4())
+        for sequence in range(3200 // writers if writers > 1 else 1000):
+            await store.events.append(place, [Event("Benched", DATA)], expected=sequence)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(write() for _ in range(writers)))
+    return time.perf_counter() - started
+
+
+async def idle_cost(store: Store, client: redis.asyncio.Redis, seconds: float) -> dict[str, float]:
+    """Return what some idle subscriptions of one store cost: commands, CPU here and there."""
+    subs = [store.subscribe(f"idle-{n}", DOMAIN, start=asyncstore.NOW) for n in range(IDLE)]
+    for sub in subs:
+        await sub.__aenter__()
+    await asyncio.sleep(0.5)
+    before, used = await client.info("all"), time.process_time()
+    await asyncio.sleep(seconds)
+    used, after = time.process_time() - used, await client.info("all")
+    for sub in subs:
+        await sub.__aexit__(None, None, None)
+    server = sum(after[key] - before[key] for key in ("used_cpu_user", "used_cpu_sys"))
+    commands = after["total_commands_processed"] - before["total_commands_processed"]
+    return {
+        "commands_per_second": commands / seconds,
+        "client_cpu_percent": 100 * used / seconds,
+        "server_cpu_percent": 100 * server / seconds,
+    }
+
+
+# All of it
+
+
+async def measure(store: Store, client: redis.asyncio.Redis, rounds: int) -> dict[str, Any]:
+    results: dict[str, Any] = {"cost_on_append": await append_cost(store, 4 * rounds)}
+    delays: Figures = defaultdict(list)
+    for _ in range(rounds):
+        delays["asyncstore"] += await delay_of_store(store, 500)
+        delays["streams"] += await delay_of_stream(client, 500)
+    results["delay_us"] = {
+        side: {"p50": cuts[49], "p99": cuts[98]}
+        for side, cuts in ((s, statistics.quantiles(d, n=100)) for s, d in delays.items())
+    }
+    await fill(store, client)
+    results["events_per_second"] = await _rates(store, client, rounds)
+    results["idle"] = await idle_cost(store, client, IDLE_SECONDS)
+    return results
+
+
+async def _rates(
+    store: Store, client: redis.asyncio.Redis, rounds: int
+) -> dict[str, dict[str, float]]:
+    rates: Figures = defaultdict(list)
+    settings = [(handlers, batches) for batches in (False, True) for handlers in (1, 8)]
+    for _ in range(rounds):
+        for handlers, batches in settings:
+            name = f"{handlers} at once, " + ("a batch" if batches else "an event") + " an ack"
+            sides: list[tuple[str, Callable[..., Awaitable[float]], Any]] = [
+                ("asyncstore", store_catches_up, store),
+                ("streams", stream_catches_up, client),
+            ]
+            random.shuffle(sides)
+            for side, catch_up, through in sides:
+                rates[f"{name}|{side}"].append(await catch_up(through, handlers, batches=batches))
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for key, values in rates.items():
+        name, side = key.split("|")
+        found[name][side] = statistics.median(values)
+    return dict(found)
+
+
+def show(results: dict[str, Any]) -> None:
+    table = Table("", "asyncstore", "Streams, redis-py", "ratio", title="subscriptions")
+    for cut in ("p50", "p99"):
+        ours, theirs = (results["delay_us"][side][cut] for side in ("asyncstore", "streams"))
+        table.add_row(f"append to handler, {cut}, µs", *_cells(ours, theirs))
+    for name, sides in results["events_per_second"].items():
+        table.add_row(f"catch-up, {name}, events/s", *_cells(sides["asyncstore"], sides["streams"]))
+    console.print(table)
+    for writers, ratio in results["cost_on_append"].items():
+        console.print(f"appends that ring, {writers} at once: {ratio:.3f} × the time without")
+    idle = results["idle"]
+    console.print(
+        f"{IDLE} idle subscriptions: {idle['commands_per_second']:.1f} commands/s, "
+        f"{idle['client_cpu_percent']:.2f} % of a core here, "
+        f"{idle['server_cpu_percent']:.2f} % on the server"
+    )
+
+
+def _cells(ours: float, theirs: float) -> tuple[str, str, str]:
+    return f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"
+
+
+async def run(rounds: int) -> dict[str, Any]:
+    async with (
+        embedded.running(None) as url,
+        asyncstore.open(url, key_prefix="subscribing:") as store,
+        client_of(url) as client,
+    ):
+        return {"server": await machine.server(client)} | await measure(store, client, rounds)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="the JSON file to write")] = Path(
+        "build/bench-subscriptions.json"
+    ),
+    quick: Annotated[bool, typer.Option(help="one round: only to see that it works")] = False,
+) -> None:
+    """Measure, print, save."""
+    rounds = 1 if quick else 5
+    results = machine.describe() | {"rounds": rounds} | asyncio.run(run(rounds))
+    show(results)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=2) + "\n")
+    console.print(f"saved to {output}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
