@@ -80,8 +80,9 @@ async def delay_of_stream(client: redis.asyncio.Redis, count: int) -> list[float
         await asyncio.sleep(0.0005)  # until it waits on the server
         started = time.perf_counter()
         writing = asyncio.ensure_future(client.xadd(STREAM, {"data": value}))
-        ((_, ((entry, _),)),) = await reading
+        reply: Any = await reading
         found.append(1e6 * (time.perf_counter() - started))
+        entry = reply[0][1][0][0]
         await asyncio.gather(writing, client.xack(STREAM, GROUP, entry))
     return found
 
