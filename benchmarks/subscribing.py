@@ -132,7 +132,11 @@ async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, *, batch
     await client.xgroup_create(STREAM + "-full", group, id="0")
 
     async def work(name: str) -> None:
-        while found := await client.xreadgroup(group, name, {STREAM + "-full": ">"}, count=BATCH):
+        streams: Any = {STREAM + "-full": ">"}
+        while True:
+            found: Any = await client.xreadgroup(group, name, streams, count=BATCH)
+            if not found:
+                return
             entries = [entry for _, page in found for entry, _ in page]
             for some in [entries] if batches else [[entry] for entry in entries]:
                 await client.xack(STREAM + "-full", group, *some)
