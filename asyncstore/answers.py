@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from asyncstore.errors import (
     AsyncStoreError,
     OutcomeUnknown,
+    StoreClosed,
     StoreFull,
     StoreUnavailable,
     UnexpectedReply,
@@ -68,3 +69,9 @@ class Answers:
         if request.may_have_changed_something:
             return OutcomeUnknown(self.where, f"{request.name}: {why}")
         return StoreUnavailable(self.where, f"{why}; nothing was changed")
+
+    def closed(self, request: Request) -> AsyncStoreError:
+        """Return the error for a request whose store was closed."""
+        if request.may_have_changed_something:
+            return self.missing(request, "the store was closed")
+        return StoreClosed("the store was closed; nothing was changed")

@@ -19,8 +19,10 @@ import random
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+
+import anyio
 
 from asyncstore import forms, slots
 from asyncstore.answers import NOT_NOW, Answers
@@ -34,7 +36,7 @@ from asyncstore.errors import (
 from asyncstore.nodes import Lane, Node
 from asyncstore.replicas import Replicas
 from asyncstore.settings import mask
-from asyncstore.sharing import Shared
+from asyncstore.sharing import Shared, quickest
 from asyncstore.transport import Transport
 from asyncstore.wire import ELSEWHERE, Repeat, Shipment
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from asyncstore.nodes import Ways
     from asyncstore.wire import ReplyError, Request
 
+T = TypeVar("T")
+
 # Errors after which another node may serve, or the same one in a moment.
 _ELSEWHERE_OR_LATER: Final = frozenset(
     {"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"}
@@ -52,8 +56,11 @@ _AT_ONCE: Final = 3  # detours without a pause; more of them go round in circles
 _FIRST_PAUSE: Final = 0.002  # seconds; a slot's keys move in a few milliseconds
 _LONGEST_PAUSE: Final = 0.1
 _ASKED_AT_ONCE: Final = 3  # nodes that are asked for the map: one of them may be cut off
-_LOOK_PAUSE: Final = 0.1  # seconds between two looks
-_OTHER_SEEDS: Final = 0.5  # seconds that the other seeds have to answer, when one has
+_LOOK_SHARE: Final = 0.2  # of a call's time, for nodes that are asked for the map
+_LOOK_PAUSE: Final = 0.1  # seconds between two looks; doubled while there is cause to look on
+_LONGEST_LOOK_PAUSE: Final = 0.5
+_OTHER_VIEWS: Final = 0.1  # seconds that the others have to answer, when one has
+_OTHER_NODES: Final = 0.5  # the same, when a store is opened
 
 
 class Address(NamedTuple):
@@ -110,9 +117,13 @@ class Cluster:
         self._owners: list[Node | None] = [None] * slots.COUNT
         self._looking = Shared(self._look)
         self._looks: asyncio.Task[None] | None = None
+        self._was_noticed = False  # that the map may be wrong, since the last look
+        self._limbo: dict[Request, asyncio.TimerHandle] = {}  # what will be sent again in a moment
         self._loop: asyncio.AbstractEventLoop | None = None
         self._answers = Answers(self.where)
         self._epoch = 0
+        self._older_since: float | None = None  # when nodes began to tell of an older epoch only
+        self._primaries: set[Address] = set()
         self._spares: list[Address] = []  # replicas, which can tell of the cluster, too
         self._replicas: dict[Node, Replicas[Address]] = {}
         self.lookups = 0
@@ -125,6 +136,8 @@ class Cluster:
         Raises `ConfigurationError` for what is no cluster, or two of them, and `StoreUnavailable`
         when no seed answers, some slots have no node, or the nodes can't be reached.
         """
+        for url in self._seeds:
+            _check_database(url)
         self._loop = asyncio.get_running_loop()
         seeds = [Transport(seed, mask(seed), self._ways.bounds) for seed in self._seeds]
         try:
@@ -138,24 +151,29 @@ class Cluster:
 
     async def _dial(self, seeds: list[Transport]) -> list[Transport]:
         """Return the seeds that can be reached: the first, and who else answers right after."""
-        dials = [asyncio.ensure_future(seed.open()) for seed in seeds]
-        try:
-            while not any(map(_succeeded, dials)) and not all(dial.done() for dial in dials):
-                pending = [dial for dial in dials if not dial.done()]
-                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait(dials, timeout=_OTHER_SEEDS)
-            if not any(map(_succeeded, dials)):
-                await dials[0]  # raises why
-        finally:
-            for dial in dials:
-                dial.cancel()
-            await asyncio.wait(dials)
-        return [seed for seed, dial in zip(seeds, dials, strict=True) if _succeeded(dial)]
+        dials = (seed.open() for seed in seeds)
+        outcomes = await quickest(dials, self._timeout, _OTHER_NODES)
+        alive = [seed for seed, outcome in zip(seeds, outcomes, strict=True) if outcome is None]
+        if not alive:
+            raise self._why_none(outcomes)
+        return alive
+
+    def _why_none(self, outcomes: Sequence[BaseException | None]) -> BaseException:
+        """Return why no seed can be used: what one of them said, or that none is there."""
+        errors = [outcome for outcome in outcomes if outcome is not None]
+        for error in errors:
+            if len(errors) == 1 or not isinstance(error, StoreUnavailable | TimeoutError):
+                return error
+        reasons = [
+            f"{mask(seed)}: {getattr(error, 'why', 'it did not answer in time')}"
+            for seed, error in zip(self._seeds, errors, strict=True)
+        ]
+        return StoreUnavailable("no seed can be reached", "; ".join(reasons))
 
     async def _wait_for_all_slots(self, seeds: list[Transport]) -> None:
         deadline = self._now() + self._timeout
         while True:
-            view = await _best_view(seeds)
+            view = await _best_view(seeds, self._timeout)
             if view is not None and not view.gaps():
                 self._take(view)
                 return
@@ -171,28 +189,34 @@ class Cluster:
     async def _connect(self) -> None:
         """Make the connections that all calls share; some nodes may be down."""
         nodes = list(self._nodes.values())
-        asks = [node.transport.command(forms.is_text, "PING") for node in nodes]
-        outcomes = await asyncio.gather(*asks, return_exceptions=True)
+        asks = (node.transport.command(forms.is_text, "PING") for node in nodes)
+        outcomes = await quickest(asks, self._timeout, _OTHER_NODES)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(errors) == len(nodes):
             addresses = ", ".join(str(address) for address in self._nodes)
+            reason = getattr(errors[0], "why", "no answer in time; nothing was changed")
             why = (
                 f"its nodes announce addresses that can't be used from here: {addresses} "
-                f"({errors[0]}). See cluster-announce-ip, or its hostname, in their settings"
+                f"({reason}). See cluster-announce-ip, or its hostname, in their settings"
             )
             raise StoreUnavailable(self.where, why)
 
     async def aclose(self) -> None:
         """Close all connections; calls in flight fail."""
         self._loop = None
-        await self._looking.aclose()
-        if self._looks is not None:
-            self._looks.cancel()
-            await asyncio.wait([self._looks])
-        for replicas in self._replicas.values():
-            await replicas.aclose()
-        for node in self._nodes.values():
-            await node.aclose()
+        for request, timer in self._limbo.items():
+            timer.cancel()
+            request.fail(self._answers.closed(request))
+        self._limbo.clear()
+        with anyio.CancelScope(shield=True):
+            await self._looking.aclose()
+            if self._looks is not None:
+                self._looks.cancel()
+                await asyncio.wait([self._looks])
+            for replicas in self._replicas.values():
+                await replicas.aclose()
+            for node in self._nodes.values():
+                await node.aclose()
 
     # Nodes
 
@@ -211,11 +235,8 @@ class Cluster:
         return (replicas.pick() if replicas is not None else None) or node.transport
 
     def _take(self, view: View) -> None:
-        """Use what was found, and give up the nodes that are none any more.
-
-        A view from before a failover that is known of is not used: a node that was cut off has it.
-        """
-        if view.epoch < self._epoch:
+        """Use what was found, and give up the nodes that are none any more."""
+        if not view.spans or self._is_of_the_past(view):
             return
         self._epoch = view.epoch
         owners: list[Node | None] = [None] * slots.COUNT
@@ -228,12 +249,29 @@ class Cluster:
         if self._ways.max_replica_lag is not None:
             for primary, addresses in replicas.items():
                 self._replicas_of(self._nodes[primary]).update(addresses)
-        primaries = {span.primary for span in view.spans}
-        gone = [self._nodes.pop(address) for address in set(self._nodes) - primaries]
-        for node in gone:
-            if node in self._replicas:
-                self._replicas.pop(node).update(())
-            node.leave()
+        former, self._primaries = self._primaries, set(replicas)
+        for address in set(self._nodes) - self._primaries:
+            # A node that slots are just coming to has none yet: it is not given up in the middle.
+            if address in former or not self._nodes[address].is_at_work():
+                self._give_up(self._nodes.pop(address))
+
+    def _give_up(self, node: Node) -> None:
+        if node in self._replicas:
+            self._replicas.pop(node).update(())
+        node.leave()
+
+    def _is_of_the_past(self, view: View) -> bool:
+        """Whether a view is from before what is known: a node that was cut off has such a one.
+
+        When nobody tells a newer one for as long as a call may take, it is another cluster that
+        took the place of the one that was known.
+        """
+        if view.epoch >= self._epoch:
+            self._older_since = None
+            return False
+        if self._older_since is None:
+            self._older_since = self._now()
+        return self._now() < self._older_since + self._timeout
 
     def _node_at(self, address: Address) -> Node:
         if address not in self._nodes:
@@ -289,8 +327,7 @@ class Cluster:
                 self.left(shipment, lane)
             return
         gone = "the node that was asked is gone"
-        can_go_on = request.slot is not None and self._loop is not None
-        if not can_go_on or (request.sent and request.repeat is Repeat.NEVER):
+        if request.slot is None or (request.sent and request.repeat is Repeat.NEVER):
             request.fail(self._answers.missing(request, gone))
             return
         if request.may_have_changed_something:
@@ -300,7 +337,8 @@ class Cluster:
         self._send_later(request, lane, gone, None)
 
     def look_again(self) -> None:
-        """Have the map looked up soon, unless that is under way."""
+        """Have the map looked up soon."""
+        self._was_noticed = True
         if self._looks is None and self._loop is not None:
             self._looks = self._loop.create_task(self._look_soon())
 
@@ -308,55 +346,65 @@ class Cluster:
         """Return the node that MOVED or ASK names: `MOVED 3999 10.0.0.1:6381`."""
         words = str(error).split(" ")
         host, _, port = words[-1].rpartition(":")
-        if len(words) < 3 or not port.isdigit():
+        is_address = len(words) == 3 and port.isdecimal() and 0 < int(port) < 65536
+        if not is_address or self._loop is None:
             return None
         return self._node_at(Address(host.strip("[]") or source.host, int(port)))
 
     def _send_later(self, request: Request, lane: Lane, why: str, node: Node | None) -> None:
         """Send a request again after a pause, to the node that has its slot then."""
-        loop = self._loop
-        if loop is None or request.slot is None or request.born + self._timeout <= loop.time():
+        loop, slot = self._loop, request.slot
+        if loop is None:
+            request.fail(self._answers.closed(request))
+            return
+        if request.born + self._timeout <= loop.time():
             request.fail(self._answers.missing(request, why))
             return
-        pause = min(_FIRST_PAUSE * 2 ** min(request.detours - 1, 10), _LONGEST_PAUSE)
-        slot = request.slot
 
         def send() -> None:
-            if self._loop is None:
-                request.fail(self._answers.missing(request, "the store was closed"))
-            elif not request.is_over():
+            del self._limbo[request]
+            if not request.is_over():
                 (node or self.node_of(slot)).send(request, lane)
 
-        loop.call_later(pause * random.uniform(0.5, 1.0), send)  # noqa: S311
+        pause = min(_FIRST_PAUSE * 2 ** min(request.detours - 1, 10), _LONGEST_PAUSE)
+        self._limbo[request] = loop.call_later(pause * random.uniform(0.5, 1.0), send)  # noqa: S311
 
     # Looking
 
     async def _look_soon(self) -> None:
+        """Look, and again after a pause as long as somebody notices that the map may be wrong."""
+        pause = _LOOK_PAUSE
         try:
-            with suppress(AsyncStoreError):
-                await self._looking.result()
-            await asyncio.sleep(_LOOK_PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
+            while self._was_noticed:
+                self._was_noticed = False
+                with suppress(AsyncStoreError):
+                    await self._looking.result()
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(2 * pause, _LONGEST_LOOK_PAUSE)
         finally:
             self._looks = None
 
     async def _look(self) -> None:
-        """Ask some nodes for the map, and take the best answer."""
+        """Ask some nodes for the map, or the seeds if none answers, and take the best answer."""
         self.lookups += 1
-        nodes = list(self._nodes.values())
-        asked = random.sample(nodes, min(_ASKED_AT_ONCE, len(nodes)))
-        spare = [
-            Transport(_at(self._seeds[0], address), str(address), self._ways.bounds)
-            for address in random.sample(self._spares, min(1, len(self._spares)))
-        ]
-        for transport in spare:
-            transport.start()
-        try:
-            view = await _best_view([*(node.transport for node in asked), *spare])
-        finally:
-            for transport in spare:
-                await transport.aclose()
+        nodes = _some(list(self._nodes.values()), _ASKED_AT_ONCE)
+        spare = [_at(self._seeds[0], address) for address in _some(self._spares, 1)]
+        view = await self._best_view([node.transport for node in nodes], spare)
+        if view is None:
+            view = await self._best_view([], _some(self._seeds, _ASKED_AT_ONCE))
         if view is not None:
             self._take(view)
+
+    async def _best_view(self, known: list[Transport], spare: Sequence[str]) -> View | None:
+        """Return the newest view of nodes that are connected, and of some that are dialled."""
+        dialled = [Transport(url, mask(url), self._ways.bounds) for url in spare]
+        for transport in dialled:
+            transport.start()
+        try:
+            return await _best_view([*known, *dialled], _LOOK_SHARE * self._timeout)
+        finally:
+            for transport in dialled:
+                await transport.aclose()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -384,30 +432,11 @@ class _Way:
 # What nodes say
 
 
-async def _best_view(asked: Sequence[Transport]) -> View | None:
+async def _best_view(asked: Sequence[Transport], seconds: float) -> View | None:
     """Return the newest view of some nodes: of the first that answers, and who else is quick."""
-    tasks = [asyncio.ensure_future(_view_of(transport)) for transport in asked]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        _, slow = await asyncio.wait(tasks, timeout=_LOOK_PAUSE)
-        if len(slow) < len(tasks) and not any(_found(task) for task in tasks):
-            await asyncio.wait(tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    views = [view for task in tasks if (view := _found(task)) is not None]
+    found = await quickest(map(_view_of, asked), seconds, _OTHER_VIEWS)
+    views = [view for view in found if isinstance(view, View)]
     return max(views, key=lambda view: (view.epoch, view.is_ok, -len(view.gaps())), default=None)
-
-
-def _succeeded(dial: asyncio.Future[None]) -> bool:
-    return dial.done() and not dial.cancelled() and dial.exception() is None
-
-
-def _found(task: asyncio.Task[View]) -> View | None:
-    if not task.done() or task.cancelled() or task.exception() is not None:
-        return None
-    return task.result()
 
 
 async def _view_of(transport: Transport) -> View:
@@ -439,8 +468,8 @@ async def _see_that_they_are_one(seeds: Sequence[Transport]) -> None:
     outcomes = await asyncio.gather(*map(_ids_at, seeds), return_exceptions=True)
     known: set[str] = set()
     for seed, ids in zip(seeds, outcomes, strict=True):
-        if isinstance(ids, UnexpectedReply):
-            continue  # an ACL hides it
+        if isinstance(ids, UnexpectedReply | StoreUnavailable):
+            continue  # an ACL hides it, or it has just gone down
         if isinstance(ids, BaseException):
             raise ids
         if known and known.isdisjoint(ids):
@@ -458,8 +487,24 @@ async def _ids_at(seed: Transport) -> set[str]:
     return {line.split(" ", 1)[0] for line in nodes.decode(errors="replace").splitlines()}
 
 
+def _some(found: Sequence[T], most: int) -> list[T]:
+    return random.sample(found, min(most, len(found)))
+
+
 def _at(url: str, address: Address) -> str:
     """Return the URL of another node, with the login and the options of one that is known."""
     parts = urlsplit(url)
     login, at, _ = parts.netloc.rpartition("@")
-    return urlunsplit((parts.scheme, f"{login}{at}{address}", "", parts.query, ""))
+    scheme = "redis" if parts.scheme == "unix" else parts.scheme
+    # A node that has to announce a host name, and has none, announces `?`.
+    place = quote(str(address), safe=":[]")
+    return urlunsplit((scheme, f"{login}{at}{place}", "", parts.query, ""))
+
+
+def _check_database(url: str) -> None:
+    """Raise `ConfigurationError` for a URL that names another database than a cluster has."""
+    parts = urlsplit(url)
+    named = parse_qs(parts.query).get("db", ["" if parts.scheme == "unix" else parts.path[1:]])[0]
+    if named.strip("0"):
+        why = f"{mask(url)} names database {named}, and a cluster has only 0: leave it out"
+        raise ConfigurationError("url", why, "the settings")

@@ -68,6 +68,7 @@ class Node:
         self.appender = Appender(self.transport, ways.keys)
         self._levels = Levels(self.transport, where, always=ways.always, is_own=ways.is_own)
         self._waiting: Transport | None = None
+        self._is_left = False
         self._turns = Turns()
         self._appenders: dict[Durability, Appender] = {Durability.MEMORY: self.appender}
 
@@ -80,9 +81,15 @@ class Node:
 
     def leave(self) -> None:
         """Give the server up: it is no node of use any more."""
+        self._is_left = True
         if self._waiting is not None:
             self._waiting.leave()
         self.transport.leave()
+
+    def is_at_work(self) -> bool:
+        """Whether it is connected, with requests under way."""
+        lanes = (self.transport, self._waiting)
+        return any(lane is not None and lane.is_at_work() for lane in lanes)
 
     def send(self, request: Request, lane: Lane) -> None:
         """Send a request that was on its way to another node."""
@@ -149,6 +156,8 @@ class Node:
             self.transport.loop()  # or it is closed
             self._waiting = self._make_transport(Lane.WAITING)
             self._waiting.start()
+            if self._is_left:
+                self._waiting.leave()  # what comes here yet goes on
         return self._waiting
 
     def _make_transport(self, lane: Lane) -> Transport:

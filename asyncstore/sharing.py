@@ -25,6 +25,38 @@ async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def quickest(
+    calls: Iterable[Coroutine[Any, Any, T]], seconds: float, grace: float
+) -> list[T | BaseException]:
+    """Make calls at the same time until one of them succeeds; the others have `grace` seconds more.
+
+    Returns what each brought, or raised: `TimeoutError` if it was too late, after `seconds` at
+    most, and was cancelled.
+    """
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    loop = asyncio.get_running_loop()
+    end, late = loop.time() + seconds, set(tasks)
+    try:
+        while late and loop.time() < end and not any(map(_has_succeeded, tasks)):
+            left = end - loop.time()
+            _, late = await asyncio.wait(late, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if late:
+            await asyncio.wait(late, timeout=grace)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return list(map(_outcome, tasks))
+
+
+def _outcome(task: asyncio.Task[T]) -> T | BaseException:
+    return TimeoutError() if task.cancelled() else task.exception() or task.result()
+
+
+def _has_succeeded(task: asyncio.Task[Any]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
 class Shared(Generic[T]):
     """Does `work` when somebody asks, and never twice at a time.
 

@@ -76,6 +76,7 @@ class _Unreachable(Exception):
 class _Dialled(Protocol):
     """What is used of redis-py's connection, which has no complete types of its own."""
 
+    db: int
     _reader: asyncio.StreamReader
     _writer: asyncio.StreamWriter
 
@@ -242,6 +243,8 @@ class Transport:
             wire.push(request)
         elif self._is_left:
             self._hand_over([request])
+        elif self._loop is None:
+            self._give_up(request, "the store was closed")
         else:
             self._backlog.append(request)
             self._connect_if_needed()
@@ -250,6 +253,11 @@ class Transport:
         """Send at once what would leave at the end of this turn of the event loop."""
         if self._wire is not None:
             self._wire.flush()
+
+    def is_at_work(self) -> bool:
+        """Whether there is a connection with requests under way."""
+        wire = self._wire
+        return wire is not None and wire.is_alive() and bool(wire.waiting or wire.outbox)
 
     def is_idle(self) -> bool:
         """Whether a request would leave at once, with nothing else under way before it."""
@@ -268,10 +276,10 @@ class Transport:
         return loop
 
     def _give_up(self, request: Request, why: str) -> None:
-        if self._loop is None and not request.may_have_changed_something:
-            request.fail(StoreClosed("the store was closed; nothing was changed"))
-        else:
-            request.fail(self._answers.missing(request, why))
+        is_closed = self._loop is None
+        request.fail(
+            self._answers.closed(request) if is_closed else self._answers.missing(request, why)
+        )
 
     # What the wire and the timer call
 
@@ -310,8 +318,10 @@ class Transport:
         for request in wire.waiting:
             if self._loop is None or request.is_hopeless or request.repeat is Repeat.NEVER:
                 self._give_up(request, reason)
-            else:
-                again.append(request)
+                continue
+            if request.repeat is Repeat.FREELY:
+                request.pack()  # a part of its answer may have come
+            again.append(request)
         if self._loop is None:
             for request in wire.outbox:
                 self._give_up(request, reason)
@@ -333,6 +343,8 @@ class Transport:
         self._forget_the_answered()
         if wire is not None and wire.waiting:
             self._look_after_silence(wire, loop.time() - max(wire.last_heard, wire.waiting[0].born))
+        elif wire is None and self._backlog:
+            self._look_after_absence(loop.time() - self._backlog[0].born)
         elif wire is not None and wire.last_heard < loop.time() - _PING_SECONDS:
             wire.push(Request(["PING"], "PING", Repeat.FREELY, [_own(loop)], loop.time()))
         if not self._is_left:
@@ -343,6 +355,11 @@ class Transport:
             self._tell_trouble()
         if seconds >= self._timeout:
             wire.abort("it has gone silent")
+
+    def _look_after_absence(self, seconds: float) -> None:
+        # To find out that nobody answers a dial may take as long as a call has.
+        if seconds >= _SILENCE * self._timeout:
+            self._tell_trouble()
 
     def _forget_the_answered(self) -> None:
         """Let go of what nobody waits for any more."""
@@ -408,11 +425,11 @@ class Transport:
         try:
             await connection.connect()
         except _ANSWERED as error:
-            raise self._refused_login(error) from None
+            raise self._refused_login(error, connection.db) from None
         except (exceptions.RedisError, OSError) as error:
             reason = error.__cause__ or error.__context__ or error
             if isinstance(reason, _ANSWERED):
-                raise self._refused_login(reason) from None
+                raise self._refused_login(reason, connection.db) from None
             raise _Unreachable(self._why_unreachable(reason)) from None
         except Exception as error:
             # What answers there made redis-py stumble; it is no reason to stop trying.
@@ -510,8 +527,11 @@ class Transport:
             raise _Unreachable("the server closed the connection")
         return future.result()
 
-    def _refused_login(self, error: BaseException) -> AsyncStoreError:
+    def _refused_login(self, error: BaseException, database: int) -> AsyncStoreError:
         code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
+        if code == "ERR" and database:
+            why = f"{self.where} has no database {database}; a cluster has only 0"
+            return ConfigurationError("url", why, "the settings")
         return self._answers.refused("the handshake", code)
 
     def _why_unreachable(self, reason: BaseException) -> str:

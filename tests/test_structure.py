@@ -112,6 +112,7 @@ def test_imports_point_down(module: str) -> None:
         (
             "anyio",
             {
+                "cluster",
                 "commands",
                 "doorbell",
                 "embedded",
