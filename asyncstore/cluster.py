@@ -130,11 +130,12 @@ class Cluster:
 
     # Opening and closing
 
-    async def open(self) -> None:
+    async def open(self, *, partly: bool = False) -> None:
         """Find the nodes, and connect to them.
 
         Raises `ConfigurationError` for what is no cluster, or two of them, and `StoreUnavailable`
-        when no seed answers, some slots have no node, or the nodes can't be reached.
+        when no seed answers, some slots have no node, or the nodes can't be reached. `partly` takes
+        a cluster also when only some slots have a node: to look at it.
         """
         for url in self._seeds:
             _check_database(url)
@@ -143,7 +144,7 @@ class Cluster:
         try:
             alive = await self._dial(seeds)
             await _see_that_they_are_one(alive)
-            await self._wait_for_all_slots(alive)
+            await self._wait_for_slots(alive, partly=partly)
         finally:
             for seed in seeds:
                 await seed.aclose()
@@ -170,11 +171,11 @@ class Cluster:
         ]
         return StoreUnavailable("no seed can be reached", "; ".join(reasons))
 
-    async def _wait_for_all_slots(self, seeds: list[Transport]) -> None:
+    async def _wait_for_slots(self, seeds: list[Transport], *, partly: bool) -> None:
         deadline = self._now() + self._timeout
         while True:
             view = await _best_view(seeds, self._timeout)
-            if view is not None and not view.gaps():
+            if view is not None and (not view.gaps() or (partly and view.spans)):
                 self._take(view)
                 return
             if self._now() >= deadline:
@@ -233,6 +234,10 @@ class Cluster:
         node = self.node_of(slot)
         replicas = self._replicas.get(node)
         return (replicas.pick() if replicas is not None else None) or node.transport
+
+    def slots_of(self, node: Node) -> list[int]:
+        """Return the slots that a node has."""
+        return [slot for slot, owner in enumerate(self._owners) if owner is node]
 
     def _take(self, view: View) -> None:
         """Use what was found, and give up the nodes that are none any more."""

@@ -22,7 +22,7 @@ import sys
 import time
 import zlib
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
@@ -38,7 +38,7 @@ from rich.text import Text
 from asyncstore import __version__, acl, embedded_cluster, transfer, verify
 from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent, InvalidName
 from asyncstore.names import MAIN
-from asyncstore.settings import EMBEDDED, URLS_VARIABLE, Settings
+from asyncstore.settings import EMBEDDED, PRIMARY, URLS_VARIABLE, Settings
 from asyncstore.store import examine
 from asyncstore.store import open as open_store
 from asyncstore.values import Start
@@ -276,8 +276,11 @@ def _run(command: Callable[[], Coroutine[Any, Any, int]], failed: int = 1) -> No
 
 
 def _settings_of_a_store(options: Options) -> Settings:
-    """Return the settings, unless they name an embedded store that would have to be made."""
-    settings = Settings.resolve(options)
+    """Return the settings, unless they name an embedded store that would have to be made.
+
+    What is said of a store must not be old: nothing is read from replicas.
+    """
+    settings = replace(Settings.resolve(options), read_from=PRIMARY)
     directory = settings.embedded_directory()
     if settings.backend == EMBEDDED and directory is not None and not directory.exists():
         raise ConfigurationError("path", f"there is no store in {directory}", "the settings")

@@ -31,7 +31,7 @@ from asyncstore.errors import (
     UnexpectedReply,
     first_of,
 )
-from asyncstore.forms import is_text
+from asyncstore.forms import Peer, is_text, peers_of
 from asyncstore.transport import Bounds, Transport
 
 if TYPE_CHECKING:
@@ -461,45 +461,17 @@ def _is_free(port: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Peer:
-    """A node as one of them sees it: a line of CLUSTER NODES."""
-
-    id: str
-    flags: frozenset[str]
-    primary: str  # the id of a replica's; or "-"
-    link: str
-    slots: tuple[str, ...]
-
-    @staticmethod
-    def parse(line: str) -> _Peer:
-        node, _, flags, primary, _, _, _, link, *slots = line.split()
-        # In brackets are slots on the way, which only their owners speak of.
-        settled = tuple(part for part in slots if not part.startswith("["))
-        return _Peer(node, frozenset(flags.split(",")), primary, link, settled)
-
-    @property
-    def is_primary(self) -> bool:
-        return "master" in self.flags
-
-    @property
-    def trouble(self) -> str:
-        """What is not well with it, or nothing."""
-        bad = self.flags & {"fail", "fail?", "handshake", "noaddr"}
-        return ", ".join(sorted(bad)) or ("" if self.link == "connected" else self.link)
-
-
-@dataclass(frozen=True, slots=True)
 class _View:
     """What a node sees of the cluster."""
 
     node: Node
-    peers: list[_Peer]
+    peers: list[Peer]
     cluster: dict[str, str]  # CLUSTER INFO
     replication: dict[str, str]  # INFO replication
 
     @property
-    def myself(self) -> _Peer:
-        return next(peer for peer in self.peers if "myself" in peer.flags)
+    def myself(self) -> Peer:
+        return next(peer for peer in self.peers if peer.is_asked)
 
     @property
     def shape(self) -> frozenset[tuple[str, str, tuple[str, ...]]]:
@@ -563,8 +535,8 @@ class _Line:
     async def info(self, section: str) -> dict[str, str]:
         return _fields(await self.ask("INFO", section))
 
-    async def peers(self) -> list[_Peer]:
-        return [_Peer.parse(line) for line in (await self.ask("CLUSTER", "NODES")).splitlines()]
+    async def peers(self) -> list[Peer]:
+        return peers_of(await self.ask("CLUSTER", "NODES"))
 
     async def view(self) -> _View:
         cluster = _fields(await self.ask("CLUSTER", "INFO"))

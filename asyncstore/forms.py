@@ -210,6 +210,53 @@ def _number(said: Mapping[str, str], name: str) -> int:
     return int(said[name]) if said.get(name, "").isdigit() else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node of a cluster as one of them sees it: a line of CLUSTER NODES.
+
+    `address` is its host and port, `primary` the id of a replica's, or "-". `moving` are slots on
+    their way to or from other nodes, of which only the node itself speaks.
+    """
+
+    id: str
+    address: str
+    flags: frozenset[str]
+    primary: str
+    link: str
+    slots: tuple[str, ...]
+    moving: tuple[str, ...]
+
+    @staticmethod
+    def parse(line: str) -> Peer:
+        """Read a line."""
+        node, address, flags, primary, _, _, _, link, *slots = line.split()
+        settled = tuple(part for part in slots if not part.startswith("["))
+        moving = tuple(part for part in slots if part.startswith("["))
+        where = address.partition("@")[0]
+        return Peer(node, where, frozenset(flags.split(",")), primary, link, settled, moving)
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it takes changes, if it has slots."""
+        return "master" in self.flags
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it is the one that says all this."""
+        return "myself" in self.flags
+
+    @property
+    def trouble(self) -> str:
+        """What is not well with it, or nothing."""
+        bad = self.flags & {"fail", "fail?", "handshake", "noaddr"}
+        return ", ".join(sorted(bad)) or ("" if self.link == "connected" else self.link)
+
+
+def peers_of(text: str) -> list[Peer]:
+    """Return the nodes in the answer of CLUSTER NODES."""
+    return [Peer.parse(line) for line in text.splitlines()]
+
+
 def is_time(reply: Any) -> bool:
     """Seconds since 1970 and microseconds, as text."""
     return is_texts(reply) and len(reply) == 2 and all(map(bytes.isdigit, reply))

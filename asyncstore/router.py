@@ -38,6 +38,9 @@ class Servers(Protocol):
     def nodes(self) -> list[Node]:
         """Return the servers that take changes."""
 
+    def slots_of(self, node: Node, /) -> Sequence[int | None]:
+        """Return the slots that a server has; None is one that stands for all there is."""
+
     async def aclose(self) -> None:
         """Close all connections; calls in flight fail."""
 
@@ -61,6 +64,10 @@ class OneServer:
     def nodes(self) -> list[Node]:
         """Return the server."""
         return [self._node]
+
+    def slots_of(self, _: Node) -> list[None]:
+        """Return that it has all there is."""
+        return [None]
 
     async def aclose(self) -> None:
         """Close its connections; calls in flight fail."""

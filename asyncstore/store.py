@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
-from asyncstore import checks, codec, embedded, forms, scripts
+from asyncstore import checks, cluster_checks, codec, embedded, forms, scripts
 from asyncstore.cluster import Cluster
 from asyncstore.doorbell import Doorbell
 from asyncstore.erasing import Eraser
@@ -98,7 +98,7 @@ async def examine(settings: Settings) -> checks.Report:
     store = Store(settings)
     try:
         async with AsyncExitStack() as stack:
-            await store._connect(stack)
+            await store._connect(stack, partly=True)
             return await store.check()
     except ConfigurationError:
         raise
@@ -325,14 +325,14 @@ class Store:
         """Look whether the server is fit for events, and return what was found.
 
         What it keeps on disk, what it does when memory is full, its replicas, clocks, and more:
-        see `Report`. What an ACL hides is a warning. Takes about 25 round trips, writes nothing,
-        and scans nothing.
+        see `Report`. On a cluster it looks at each primary and at the cluster as a whole. What an
+        ACL hides is a warning. Takes about 25 round trips, writes nothing, and scans nothing.
 
             report = await store.check()
             assert report.level != "bad", [f for f in report.findings if f.level == "bad"]
         """
-        (node, *_) = self._router.nodes()
-        return await checks.check(node.transport, self._keys, self._settings)
+        check = cluster_checks.check if self._keys.by_slot else checks.check
+        return await check(self._router, self._keys, self._settings)
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -363,10 +363,10 @@ class Store:
             raise ConfigurationError("urls", why, "the settings")
         return await self._router.servers().node_of(None).transport.dial()
 
-    async def _connect(self, stack: AsyncExitStack) -> None:
+    async def _connect(self, stack: AsyncExitStack, *, partly: bool = False) -> None:
         seeds = self._settings.seeds()
         if seeds:
-            await self._connect_to_cluster(seeds, stack)
+            await self._connect_to_cluster(seeds, stack, partly=partly)
             return
         url = await self._url(stack)
         node = Node(url, self._settings.where(), self._ways())
@@ -375,16 +375,18 @@ class Store:
             await node.transport.open()
             if await _is_of_cluster(node):
                 await node.aclose()
-                await self._connect_to_cluster([url], stack)
+                await self._connect_to_cluster([url], stack, partly=partly)
             else:
                 self._use(OneServer(node), stack)
             on_failure.pop_all()
 
-    async def _connect_to_cluster(self, seeds: list[str], stack: AsyncExitStack) -> None:
+    async def _connect_to_cluster(
+        self, seeds: list[str], stack: AsyncExitStack, *, partly: bool
+    ) -> None:
         cluster = Cluster(seeds, self._ways())
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(cluster.aclose)
-            await cluster.open()
+            await cluster.open(partly=partly)
             self._keys.by_slot = True
             self._use(cluster, stack)
             on_failure.pop_all()

@@ -290,3 +290,8 @@ def sweep(server: Server, prefix: str) -> None:
     with server.client() as client:
         for key in client.scan_iter(match=prefix + "*", count=1000):
             client.unlink(key)
+
+
+def sweep_cluster(cluster: embedded_cluster.Cluster, prefix: str) -> None:
+    """Delete a test's keys from a cluster."""
+    sweep(Server("cluster", f"{cluster.urls[0]}?cluster=true"), prefix)

@@ -28,6 +28,7 @@ from asyncstore import (
     StoreUnavailable,
     embedded,
     embedded_cluster,
+    forms,
 )
 from asyncstore.embedded_cluster import Cluster, Node
 from asyncstore.transport import Bounds
@@ -325,7 +326,7 @@ class TestFaults:
         for name, mine, others in [("a", "0-16383", ""), ("b", "", "0-16382 [16383->-a]")]:
             lines = [f"{name} 127.0.0.1:1@2 myself,master - 0 0 1 connected {mine}"]
             lines += [f"{'ab'.strip(name)} 127.0.0.1:3@4 master - 0 0 2 connected {others}"]
-            peers = [embedded_cluster._Peer.parse(line) for line in lines]
+            peers = [forms.Peer.parse(line) for line in lines]
             home = embedded.Home(Path(), Path(), Path(), True, False, {})
             views.append(embedded_cluster._View(Node(name, home), peers, fine, {}))
         assert embedded_cluster._lack_of_whole(views[:1] * 2) is None

@@ -59,6 +59,7 @@ ORDER = [
     "soundness",
     "folding",
     "checks",
+    "cluster_checks",
     "store",
     "__init__",
     "transfer",
