@@ -75,7 +75,7 @@ class Leased:
     """Events that were leased to this worker, and what became of the rest.
 
     `through` is the last sequence that was looked at, with the id there. `bad` is an event that
-    comes after `events`, and can't be read; `bad_at` is its sequence.
+    comes after `events`, and can't be read; `bad_at` is its sequence. `keys` are those of ack.lua.
     """
 
     aggregate: Aggregate
@@ -85,6 +85,7 @@ class Leased:
     through: int
     through_id: str
     is_again: bool
+    keys: list[str]
     events: deque[RecordedEvent] = field(default_factory=deque)
     bad: CorruptEvent | None = None
     bad_at: int = 0
@@ -165,7 +166,14 @@ class Worklist:
             return NotLeased(tag.decode(), rest)
         token, attempt, first, through, through_id, diverged_at, *members = rest
         leased = Leased(
-            aggregate, holder, token, attempt, through, through_id.decode(), tag == b"again"
+            aggregate,
+            holder,
+            token,
+            attempt,
+            through,
+            through_id.decode(),
+            tag == b"again",
+            [self._due(), position, lease, *timeline[:3]],  # not `attached`
         )
         due = first if terms.types is None else None
         self._decode(leased, members, due, int(diverged_at or 0))
@@ -192,14 +200,9 @@ class Worklist:
 
     async def ack(self, leased: Leased, known: Known, following: int | None) -> str:
         """Record what was done; return what is left: see ack.lua."""
-        position, lease, _, *timeline = self._own_keys(leased.aggregate)
-        if timeline[1:]:
-            timeline.pop()  # attached
         arguments: list[Argument] = [leased.aggregate.root, leased.holder, *known]
         arguments += ["" if following is None else following, "again" if leased.is_again else ""]
-        (outcome,) = await self._router.run(
-            scripts.ACK, [self._due(), position, lease, *timeline], arguments
-        )
+        (outcome,) = await self._router.run(scripts.ACK, leased.keys, arguments)
         return str(outcome.decode())
 
     async def nack(self, leased: Leased, event: Known, delay: float, reason: str) -> str:

@@ -80,9 +80,9 @@ async def delay_of_stream(client: redis.asyncio.Redis, count: int) -> list[float
         await asyncio.sleep(0.0005)  # until it waits on the server
         started = time.perf_counter()
         writing = asyncio.ensure_future(client.xadd(STREAM, {"data": value}))
-        reply: Any = await reading
+        replies: Any = await reading
         found.append(1e6 * (time.perf_counter() - started))
-        entry = reply[0][1][0][0]
+        entry = replies[0][1][0][0]
         await asyncio.gather(writing, client.xack(STREAM, GROUP, entry))
     return found
 
@@ -133,11 +133,9 @@ async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, *, batch
 
     async def work(name: str) -> None:
         streams: Any = {STREAM + "-full": ">"}
-        while True:
-            found: Any = await client.xreadgroup(group, name, streams, count=BATCH)
-            if not found:
-                return
-            entries = [entry for _, page in found for entry, _ in page]
+        while found := await client.xreadgroup(group, name, streams, count=BATCH):
+            pages: Any = found
+            entries = [entry for _, page in pages for entry, _ in page]
             for some in [entries] if batches else [[entry] for entry in entries]:
                 await client.xack(STREAM + "-full", group, *some)
 

@@ -1,0 +1,277 @@
+"""Subscriptions when things break: nobody misses an event, and order per aggregate holds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+import asyncstore
+from asyncstore import ANY, NEW, Aggregate, Store, doorbell, embedded
+from tests.builders import numbered
+from tests.faults.worker import HANDLER
+from tests.polling import eventually
+from tests.proxy import proxy_to
+from tests.servers import Server, redis_server
+
+ROOT = Path(__file__).parent.parent
+VALKEY = str(embedded.find_binary())
+ROOTS, EVENTS, WORKERS, KILLS = 60, 30, 3, 8
+SECONDS = 60
+
+Line = tuple[int, str, str, int]
+
+
+# The laws
+
+
+def wrong(lines: list[Line], last: dict[str, int]) -> list[str]:
+    """What the laws have against what workers noted; `last` are the last sequences of each root."""
+    found = []
+    acked: defaultdict[str, int] = defaultdict(lambda: -1)
+    delivered: defaultdict[str, set[int]] = defaultdict(set)
+    for _, what, root, sequence in sorted(lines):
+        if what == "acked":
+            acked[root] = max(acked[root], sequence)
+            continue
+        if sequence <= acked[root]:
+            found.append(f"{root} {sequence} came again after its ack")
+        elif sequence and sequence - 1 not in delivered[root]:
+            found.append(f"{root} {sequence} came before the one before it")
+        delivered[root].add(sequence)
+    for root, end in last.items():
+        missing = set(range(end + 1)) - delivered[root]
+        found += [f"{root} {sequence} never came" for sequence in sorted(missing)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([(1, "delivered", "a", 0), (2, "acked", "a", 0), (3, "delivered", "a", 1)], []),
+        ([(1, "delivered", "a", 0), (3, "delivered", "a", 0), (4, "delivered", "a", 1)], []),
+        ([(1, "delivered", "a", 1), (2, "delivered", "a", 0)], ["before the one before it"]),
+        ([(1, "delivered", "a", 0)], ["a 1 never came"]),
+        (
+            [(1, "delivered", "a", 0), (2, "acked", "a", 0), (3, "delivered", "a", 0)],
+            ["again after its ack", "a 1 never came"],
+        ),
+    ],
+)
+def test_the_laws_can_be_broken(lines: list[Line], says: list[str]) -> None:
+    found = wrong(lines, {"a": 1})
+    assert len(found) == len(says)
+    assert all(part in text for part, text in zip(says, found, strict=True))
+
+
+# Workers
+
+
+class Workers:
+    """Worker processes that are killed and started again."""
+
+    def __init__(self, url: str, prefix: str, directory: Path) -> None:
+        self._arguments = [url, prefix]
+        self._directory = directory
+        self._started = 0
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        self._started += 1
+        log = self._directory / f"worker-{self._started}.log"
+        command = [sys.executable, "-m", "tests.faults.worker", *self._arguments, str(log)]
+        self.running.append(subprocess.Popen(command, cwd=ROOT))
+
+    def kill(self, number: int) -> None:
+        worker = self.running.pop(number)
+        worker.kill()
+        worker.wait()
+
+    def lines(self) -> list[Line]:
+        found = []
+        for log in self._directory.glob("worker-*.log"):
+            for line in log.read_text().splitlines():
+                moment, what, root, sequence = line.split()
+                found.append((int(moment), what, root, int(sequence)))
+        return found
+
+
+async def test_workers_that_are_killed(one_server: Server, prefix: str, tmp_path: Path) -> None:
+    dice = random.Random(11)
+    workers = Workers(one_server.url, prefix, tmp_path)
+    async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+        for _ in range(WORKERS):
+            workers.start()
+        try:
+            writing = asyncio.ensure_future(write(store))
+            for number in range(KILLS):
+                count = (number + 1) * ROOTS * EVENTS // (KILLS + 2)
+                await eventually(lambda: len(workers.lines()) > count, "work goes on")  # noqa: B023
+                workers.kill(dice.randrange(WORKERS))
+                workers.start()
+            await writing
+            await store.subscriptions.wait_until_caught_up(HANDLER, "orders", timeout=SECONDS)
+        finally:
+            while workers.running:
+                workers.kill(0)
+    lines = workers.lines()
+    assert wrong(lines, {f"r{n}": EVENTS - 1 for n in range(ROOTS)}) == []
+    assert sum(line[1] == "delivered" for line in lines) < ROOTS * EVENTS + 20 * KILLS
+
+
+async def write(store: Store) -> None:
+    async def one(root: str) -> None:
+        for n in range(EVENTS):
+            await store.events.append(Aggregate("orders", root), numbered(1, n), expected=n)
+            await asyncio.sleep(0.02)
+
+    await asyncio.gather(*(one(f"r{n}") for n in range(ROOTS)))
+
+
+# The server and its connections
+
+
+async def test_a_server_that_is_killed_and_comes_back() -> None:
+    with redis_server(VALKEY, "--appendonly", "yes", "--appendfsync", "always") as server:
+        seen = [0] * ROOTS
+        async with (
+            asyncstore.open(server.url) as store,
+            store.subscribe(HANDLER, "orders", lease=2, sweep=0.1) as sub,
+        ):
+
+            async def work() -> None:
+                async for delivery in sub:
+                    n = int(delivery.event.aggregate.root)
+                    assert delivery.event.sequence in (seen[n] - 1, seen[n])
+                    seen[n] = delivery.event.sequence + 1
+                    await delivery.ack()
+
+            async def append(n: int, first: int) -> None:
+                for sequence in range(first, first + 10):
+                    place = Aggregate("orders", f"{n}")
+                    await store.events.append(place, numbered(1), expected=sequence)
+
+            working = asyncio.ensure_future(work())
+            for first in (0, 10):
+                writing = asyncio.gather(*(append(n, first) for n in range(ROOTS)))
+                await eventually(lambda: sum(seen) > first * ROOTS + 50, "work goes on")  # noqa: B023
+                server.stop()
+                server.start()
+                await writing
+            await eventually(lambda: seen == [20] * ROOTS, "all has come")
+        await working
+
+
+async def test_without_hearing_anything() -> None:
+    with redis_server(VALKEY) as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.acl_setuser("mute", enabled=True, nopass=True, keys="*", categories=["+@all"])
+        async with (
+            asyncstore.open(server.url.replace("://", "://mute:x@", 1)) as store,
+            store.subscribe(HANDLER, "orders", sweep=0.05) as sub,
+        ):
+            for n in range(20):
+                await store.events.append(Aggregate("orders", f"{n}"), numbered(2), expected=NEW)
+            async with asyncio.timeout(SECONDS):
+                for _ in range(40):
+                    await (await anext(sub)).ack()
+
+
+async def test_a_half_open_doorbell(
+    one_server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorbell, "_HEARTBEAT", 0.05)
+    place = Aggregate("orders", "1")
+    async with (
+        asyncstore.open(one_server.url, key_prefix=prefix) as writer,
+        proxy_to(Path(urlsplit(one_server.url).path)) as proxy,
+        asyncstore.open(proxy.url, key_prefix=prefix, timeout=0.5) as store,
+        store.subscribe(HANDLER, "orders", sweep=600) as sub,
+    ):
+        await writer.events.append(place, numbered(1), expected=NEW)
+        async with asyncio.timeout(SECONDS):
+            await (await anext(sub)).ack()
+            proxy.swallow = True
+            await writer.events.append(place, numbered(1, 1), expected=1)
+            before = proxy.connections
+            await eventually(lambda: proxy.connections > before, "it is dialled again")
+            proxy.swallow = False
+            await (await anext(sub)).ack()  # though no sweep was due: it looks when it is back
+
+
+async def test_lost_replies(one_server: Server, prefix: str) -> None:
+    seen: defaultdict[str, list[int]] = defaultdict(list)
+    async with (
+        asyncstore.open(one_server.url, key_prefix=prefix) as writer,
+        proxy_to(Path(urlsplit(one_server.url).path)) as proxy,
+        asyncstore.open(proxy.url, key_prefix=prefix) as store,
+        store.subscribe(HANDLER, "orders", sweep=0.1) as sub,
+    ):
+        places = [Aggregate("orders", f"r{n}") for n in range(20)]
+        await asyncio.gather(*(writer.events.append(p, numbered(10), expected=ANY) for p in places))
+        proxy.odds = 0.05
+        async with asyncio.timeout(SECONDS):
+            while sum(map(len, seen.values())) < 200:
+                delivery = await anext(sub)
+                await delivery.ack()
+                seen[delivery.event.aggregate.root].append(delivery.event.sequence)
+        assert proxy.lost > 5
+        proxy.odds = 0.0
+    assert all(found == list(range(10)) for found in seen.values())
+
+
+# Many, and large
+
+
+async def test_many_aggregates_of_one_event(one_server: Server, prefix: str) -> None:
+    count = 20_000
+    async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+        for first in range(0, count, 1000):
+            places = [Aggregate("orders", f"{n}") for n in range(first, first + 1000)]
+            await asyncio.gather(
+                *(store.events.append(place, numbered(1), expected=NEW) for place in places)
+            )
+        seen: set[str] = set()
+        async with asyncio.timeout(SECONDS), store.subscribe(HANDLER, "orders") as sub:
+            for _ in range(count):
+                delivery = await anext(sub)
+                seen.add(delivery.event.aggregate.root)
+                await delivery.ack()
+        assert len(seen) == count
+        (status,) = await store.subscriptions.status()
+        assert status.events_behind == 0
+        await store.events.delete_edition("orders", "other")
+
+
+async def test_small_ones_do_not_starve_beside_a_large_one(one_server: Server, prefix: str) -> None:
+    async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+        large = Aggregate("orders", "large")
+        for n in range(4):
+            await store.events.append(large, numbered(5000), expected=n * 5000)
+        small = [Aggregate("orders", f"{n}") for n in range(300)]
+        await asyncio.gather(*(store.events.append(p, numbered(1), expected=NEW) for p in small))
+        left, of_large = {place.root for place in small}, 0
+        async with asyncio.timeout(SECONDS), store.subscribe(HANDLER, "orders") as sub:
+            while left:
+                delivery = await anext(sub)
+                left.discard(delivery.event.aggregate.root)
+                of_large += delivery.event.aggregate == large
+                await delivery.ack()
+        assert of_large < 600
+
+
+def test_time_is_shared_by_processes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import time; print(time.monotonic_ns())"],
+        capture_output=True,
+        check=True,
+    )
+    assert abs(time.monotonic_ns() - int(done.stdout)) < 10e9
