@@ -62,8 +62,10 @@ class Eraser:
             self._listing.pages_of_names(attached, _AT_ONCE),
         ):
             async for page in names:
-                places = [Aggregate(domain, root, edition) for root in page]
-                count += sum(await all_of(self.erase(place) for place in places))
+                for first in range(0, len(page), _AT_ONCE):
+                    some = page[first : first + _AT_ONCE]
+                    places = [Aggregate(domain, root, edition) for root in some]
+                    count += sum(await all_of(self.erase(place) for place in places))
         return count
 
     async def finish(self, aggregate: Aggregate, ids: list[bytes] | None = None) -> None:

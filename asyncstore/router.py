@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from asyncstore.answers import Answers
 from asyncstore.errors import StoreClosed, StoreUnavailable
+from asyncstore.sharing import all_of
 from asyncstore.slots import slot_of, slot_of_tag
-from asyncstore.wire import Repeat, Request
+from asyncstore.wire import Repeat, Request, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,6 +157,31 @@ class Router:
     async def read(self, form: Form, name: str, key: str | bytes, *arguments: Argument) -> Reply:
         """Send a command that changes nothing to the server that has its key."""
         return await self._command(form, [name, key, *arguments], key, is_read=True)
+
+    async def those_there(self, keys: Sequence[str]) -> list[str]:
+        """Return the keys that are there, in one request to each server.
+
+        What a server could not tell is among them: whoever reads it goes where it is now.
+        """
+        servers = self.servers()
+        keys_at: dict[Transport, list[str]] = {}
+        for key in keys:
+            home = servers.reader_of(slot_of(key) if self._by_slot else None)
+            keys_at.setdefault(home, []).append(key)
+        missing = await all_of(self._missing_at(home, some) for home, some in keys_at.items())
+        absent = set().union(*missing)
+        return [key for key in keys if key not in absent]
+
+    async def _missing_at(self, home: Transport, keys: Sequence[str]) -> list[str]:
+        """Return the keys of which a server says that they are not there."""
+        loop = self.loop()
+        caller = loop.create_future()
+        home.send(Survey([("EXISTS", key) for key in keys], caller, loop.time()))
+        try:
+            replies = await caller
+        except StoreUnavailable:
+            return []
+        return [key for key, reply in zip(keys, replies, strict=True) if reply == 0]
 
     async def change(self, form: Form, name: str, key: str | bytes, *arguments: Argument) -> Reply:
         """Send a command that may be carried out twice without harm."""

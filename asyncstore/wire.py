@@ -155,6 +155,13 @@ class Request:
         """Whether nobody waits any more: all were answered, or cancelled."""
         return all(caller.done() for caller in self.callers)
 
+    def settle(self, reply: Reply) -> Sequence[tuple[Request, ReplyError]]:
+        """Hand over the last reply. Return what was refused as a whole, which still waits."""
+        if type(reply) is ReplyError:
+            return [(self, reply)]
+        self.finish(reply)
+        return ()
+
     def finish(self, reply: Reply, proofs: Sequence[Reply] | None = None) -> None:
         """Hand the reply to the callers that there still are, with those of the proofs if any."""
         is_parted = self.is_group and type(reply) is list and len(reply) == len(self.callers)
@@ -251,10 +258,10 @@ class Shipment(Request):
         self.replies.append(reply)
         return len(self.replies) == len(self.groups) + len(self.proofs)
 
-    def settle(self) -> list[tuple[Shipment, ReplyError]]:
+    def settle(self, _: Reply) -> Sequence[tuple[Request, ReplyError]]:
         """Hand the replies to the callers. Return the groups that were refused as a whole."""
         proofs = self.replies[len(self.groups) :]
-        refused: list[tuple[Shipment, ReplyError]] = []
+        refused: list[tuple[Request, ReplyError]] = []
         for group, reply in zip(self.groups, self.replies, strict=False):
             if type(reply) is ReplyError:
                 refused.append((Shipment([group], self._prove), reply))
@@ -284,6 +291,37 @@ class Shipment(Request):
     def _end(self) -> None:
         if not self.over.done():
             self.over.set_result(None)
+
+
+class Survey(Request):
+    """Many short questions to one server, for one caller, who gets a list of the answers.
+
+    An answer may be an error. Asked this way a question costs a fifth of what it costs alone.
+    """
+
+    __slots__ = ("questions", "replies")
+
+    def __init__(
+        self, questions: Sequence[Sequence[Argument]], caller: asyncio.Future[Reply], born: float
+    ) -> None:
+        self.questions = questions
+        super().__init__([], str(questions[0][0]), Repeat.FREELY, [caller], born)
+
+    def pack(self) -> None:
+        """Make the bytes to send; answers to an earlier sending are of no use any more."""
+        self.packet = b"".join(map(_packed, self.questions))
+        self.is_simple = False
+        self.replies: list[Reply] = []
+
+    def is_answered_by(self, reply: Reply) -> bool:
+        """Take the answer to one of the questions; return whether it was the last one."""
+        self.replies.append(reply)
+        return len(self.replies) == len(self.questions)
+
+    def settle(self, _: Reply) -> Sequence[tuple[Request, ReplyError]]:
+        """Hand the answers to the caller."""
+        self.finish(self.replies)
+        return ()
 
 
 class Wire(asyncio.Protocol):
@@ -416,17 +454,9 @@ class Wire(asyncio.Protocol):
             return
         self.waiting.popleft()
         self._leave(request)
-        if isinstance(request, Shipment):
-            for refused, error in request.settle():
-                self._refuse(refused, error)
-        elif type(reply) is ReplyError:
-            self._refuse(request, reply)
-        else:
-            request.finish(reply)
-
-    def _refuse(self, request: Request, error: ReplyError) -> None:
-        if not self._on_refusal(self, request, error):
-            request.finish(error)
+        for refused, error in request.settle(reply):
+            if not self._on_refusal(self, refused, error):
+                refused.finish(error)
 
     def pause_writing(self) -> None:
         """Stop taking requests: the server does not read what was sent."""

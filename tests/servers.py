@@ -81,6 +81,7 @@ def kinds() -> list[Kind]:
         Kind("redis-8.2", _wheel_missing(), lambda: _process(_wheel_binary())),
         Kind("embedded-valkey-resp3", None, _with_resp3),
         Kind("embedded-valkey-acl", None, _embedded, as_user, only_contract=True),
+        Kind("embedded-cluster", None, _cluster, only_contract=True),
         Kind("test-url", _url_missing(), _given),
         Kind("container", _container_missing(), _container),
     ]
