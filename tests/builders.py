@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterable, Iterable
 from typing import TypeVar
 
-from asyncstore import Event, RecordedEvent
+from asyncstore import Event, RecordedEvent, slots
 from asyncstore.keys import ALL, Keys
 
 T = TypeVar("T")
@@ -22,6 +23,13 @@ def sequences(events: Iterable[RecordedEvent]) -> list[int]:
 
 async def listed(items: AsyncIterable[T]) -> list[T]:
     return [item async for item in items]
+
+
+def roots_of_one_slot(count: int) -> list[str]:
+    """Return roots whose aggregates are in one slot of a cluster."""
+    numbers = (f"{n}" for n in itertools.count())
+    same = (root for root in numbers if slots.slot_of_tag(root) == slots.slot_of_tag("0"))
+    return list(itertools.islice(same, count))
 
 
 class KeysOfOne(Keys):

@@ -12,10 +12,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anyio.from_thread
 import redis
@@ -43,13 +43,37 @@ class Server:
 
     def client(self) -> redis.Redis:
         """Return a client; one of a cluster has the same commands."""
-        url = (self.outside or self.url).replace("?cluster=true", "")
         if self.is_cluster:
-            return cast(redis.Redis, redis.RedisCluster.from_url(url))
-        return redis.Redis.from_url(url)
+            return cast(redis.Redis, redis.RedisCluster.from_url(self._seed()))
+        return redis.Redis.from_url(self._seed())
+
+    @contextmanager
+    def primaries(self) -> Iterator[list[redis.Redis]]:
+        """Yield a client of each server that has keys: of the one, or of each primary."""
+        with ExitStack() as stack:
+            seed = stack.enter_context(redis.Redis.from_url(self._seed()))
+            if not self.is_cluster:
+                yield [seed]
+                return
+            spans: Any = seed.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+            addresses = sorted({tuple(primary[:2]) for _, _, primary, *_ in spans})
+            clients = [redis.Redis(host.decode(), port) for host, port in addresses]
+            yield [stack.enter_context(client) for client in clients]
 
     def keys(self, prefix: str) -> Keys:
         return Keys(prefix, by_slot=self.is_cluster)
+
+    def lasting(self, prefix: str, *roots: str) -> set[str]:
+        """Return the keys that may stay when all aggregates are gone, which had these roots."""
+        keys = self.keys(prefix)
+        tags = {keys.tag_of(root) for root in roots}
+        counters = {keys.commits(tag) for tag in tags}
+        if self.is_cluster:
+            counters |= {keys.erasures(tag) for tag in tags}
+        return {keys.layout(), *counters}
+
+    def _seed(self) -> str:
+        return (self.outside or self.url).replace("?cluster=true", "")
 
 
 @dataclass(frozen=True)
@@ -57,7 +81,7 @@ class Kind:
     """A server of the matrix. `missing` says why this machine does not have it.
 
     `log_in` makes a user for the driver, and returns the URL for it. `only_contract` is True where
-    only tests of the contract run (test_contract_*.py).
+    only tests of the contract run: see fix_stores.py.
     """
 
     name: str
@@ -288,9 +312,10 @@ def without_end(member: bytes) -> bytes:
 
 def sweep(server: Server, prefix: str) -> None:
     """Delete a test's keys: the server may be somebody's own."""
-    with server.client() as client:
-        for key in client.scan_iter(match=prefix + "*", count=1000):
-            client.unlink(key)
+    with server.primaries() as clients:
+        for client in clients:
+            for key in client.scan_iter(match=prefix + "*", count=1000):
+                client.unlink(key)
 
 
 def sweep_cluster(cluster: embedded_cluster.Cluster, prefix: str) -> None:

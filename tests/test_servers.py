@@ -49,8 +49,9 @@ VALKEY = str(embedded.find_binary())
 def test_server_of_the_matrix_is_here(kind: servers.Kind) -> None:
     if kind.missing is not None:
         pytest.skip(kind.missing)
-    with kind.start() as url, redis.Redis.from_url(url) as client:
-        assert client.ping()
+    with kind.running() as server, server.primaries() as clients:
+        assert all(client.ping() for client in clients)
+        assert (len(clients) > 1) == server.is_cluster
 
 
 class TestOneRoundTrip:
