@@ -20,7 +20,9 @@ from asyncstore.errors import (
     CorruptPosition,
     HistoryRegressed,
     LeaseLost,
+    OutcomeUnknown,
     StoreClosed,
+    StoreFull,
     StoreUnavailable,
     UnexpectedReply,
 )
@@ -52,6 +54,7 @@ _RENEWED_AT_ONCE: Final = 100
 _FIRST_PAUSE: Final = 0.05  # seconds after a failure; doubled each time
 _LONGEST_PAUSE: Final = 2.0
 _CORRUPT_PAUSE: Final = 1.0
+_PASSING: Final = (StoreUnavailable, OutcomeUnknown, StoreFull)  # what it waits for the end of
 
 
 class SubscribeOptions(TypedDict, total=False):
@@ -494,7 +497,7 @@ class Subscription:
                 raise
             except AsyncStoreError as error:
                 _log.warning("%s waits: %s", self._terms.handler, error)
-                if not isinstance(error, StoreUnavailable):
+                if not isinstance(error, _PASSING):
                     self._fail(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(2 * pause, _LONGEST_PAUSE)
