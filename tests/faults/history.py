@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -90,12 +90,20 @@ class History:
     errors: Counter[str] = field(default_factory=Counter)
     seen: dict[tuple[Aggregate, int], list[UUID]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    main: tuple[Aggregate, ...] = _MAIN
+    branches: tuple[Aggregate, ...] = BRANCHES
     acknowledged: int = 0  # appends
     reads: int = 0
     epoch: int = 0
     recoveries: list[float] = field(default_factory=list)
     lost_before_repeated: int = 0
+    answers: list[tuple[Aggregate, float, float]] = field(default_factory=list)  # when, how long
     _mended: float | None = None
+    _mended_places: frozenset[Aggregate] = frozenset()
+
+    @property
+    def places(self) -> tuple[Aggregate, ...]:
+        return (*self.main, *self.branches)
 
     # What writers tell
 
@@ -116,7 +124,8 @@ class History:
         if attempt.epoch != self.epoch:
             attempt.epoch = None
         self.acknowledged += 1
-        if self._mended is not None and attempt.began >= self._mended:
+        is_of_them = not self._mended_places or attempt.place in self._mended_places
+        if self._mended is not None and attempt.began >= self._mended and is_of_them:
             self.recoveries.append(now - self._mended)
             self._mended = None
 
@@ -143,9 +152,12 @@ class History:
             self.mended()
         self.epoch += 1
 
-    def mended(self) -> None:
-        """Begin to count the time to recover: the cause of the trouble is gone."""
-        self._mended = time.monotonic()
+    def mended(self, places: Iterable[Aggregate] = ()) -> None:
+        """Begin to count the time to recover, of some places or of all.
+
+        From when the cause of the trouble is gone, or where others have to see to it, is there.
+        """
+        self._mended, self._mended_places = time.monotonic(), frozenset(places)
 
     def is_recovered(self) -> bool:
         return self._mended is None
@@ -180,7 +192,6 @@ class Writer:
     history: History
     dice: random.Random
     options: Mapping[str, Any]
-    places: Sequence[Aggregate] = PLACES
     expected: dict[Aggregate, int] = field(default_factory=dict)
 
     async def work(self, stop: asyncio.Event) -> None:
@@ -189,7 +200,7 @@ class Writer:
             await asyncio.sleep(self.dice.random() * PACE)
 
     async def append_once(self) -> None:
-        place = self.dice.choice(self.places)
+        place = self.dice.choice(self.history.places)
         kind = self.number % 3
         attempt = self.history.begin(
             place, self.dice.randrange(1, 4), self.number, f"k{self.dice.random()}" * (kind == 2)
@@ -212,6 +223,7 @@ class Writer:
         if done.duplicate:
             self.history.wrong.append(f"{attempt.place}: a new key was called a duplicate")
         self.history.acknowledge(attempt, done)
+        self.history.answers.append((attempt.place, attempt.ended, attempt.ended - attempt.began))
         self.expected[attempt.place] = done.last_sequence + 1
         return True
 
@@ -264,7 +276,8 @@ class Reader:
             await asyncio.sleep(self.dice.random() * 20 * PACE)
 
     async def read_once(self) -> None:
-        place = self.dice.choice(_MAIN if self.may_lose else PLACES)
+        history = self.history
+        place = self.dice.choice(history.main if self.may_lose else history.places)
         epoch = self.history.epoch
         key = epoch if self.may_lose else 0
         known = len(self.history.seen.get((place, key), ()))
@@ -284,8 +297,8 @@ class Reader:
 async def prepare(store: Store, history: History) -> None:
     """Write what the editions diverge from, and let them diverge."""
     writer = Writer(-1, store, history, random.Random(0), {})
-    for place in _MAIN:
+    for place in history.main:
         for sequence in range(3):
             await writer._first(history.begin(place, 1, -1, None), sequence)
-    for branch in BRANCHES:
+    for branch in history.branches:
         await store.events.branch(branch, at=2)

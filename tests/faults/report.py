@@ -35,14 +35,15 @@ def show(rows: Sequence[Row]) -> None:
     table = Table(title="Faults under load: events, and seconds to the next acknowledged append")
     for name in ("fault", "server", "level"):
         table.add_column(name, no_wrap=True)
-    for name in ("writers", "times", *_COLUMNS, "recovery", "longest"):
+    for name in ("writers", "times", *_COLUMNS, "recovery", "longest", "p99 ms", "others"):
         table.add_column(name, justify="right")
     for row in rows:
         counts = [f"{getattr(row, name):,}" for name in _COLUMNS]
         times = sorted(row.recovery)
         seconds = [f"{times[len(times) // 2]:.3f}", f"{times[-1]:.3f}"] if times else ["", ""]
         fixed = (row.fault, row.server, row.level, f"{row.writers}", f"{row.rounds}")
-        table.add_row(*fixed, *counts, *seconds, style="red" if row.why else None)
+        slow = ["" if one is None else f"{one:.0f}" for one in (row.p99, row.p99_others)]
+        table.add_row(*fixed, *counts, *seconds, *slow, style="red" if row.why else None)
     console().print(table)
 
 

@@ -7,14 +7,14 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import asyncstore
 from asyncstore import Store, verify
 from tests.faults.checker import Verdict, check
 from tests.faults.faults import Fault
 from tests.faults.history import History, Reader, Writer, prepare
-from tests.faults.stage import PATIENT, Size, Stage, staged
+from tests.faults.stage import PATIENT, Level, Scene, Size, Stage, staged
 
 READERS = 2
 
@@ -38,13 +38,15 @@ class Row:
     may_lose: bool
     why: list[str] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
+    p99: float | None = None  # milliseconds, of appends answered while the fault was played
+    p99_others: float | None = None  # the same, on nodes that were left alone
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @asynccontextmanager
-async def load(stage: Stage, *, may_lose: bool) -> AsyncIterator[None]:
+async def load(stage: Scene, *, may_lose: bool) -> AsyncIterator[None]:
     """Writers write and readers read until the end of the block; then each ends its last call."""
     stop = asyncio.Event()
     workers: list[Writer | Reader] = []
@@ -86,7 +88,7 @@ async def play(fault: Fault, server: str, binary: str, size: Size, seed: int) ->
         async with asyncstore.open(stage.node.url) as direct:
             verdict = await check(direct, stage.history, may_lose=fault.may_lose)
             await look_at_the_rest(direct, stage.history, verdict)
-    return _row(fault, server, size, rounds, stage.history, verdict)
+    return row_of(fault, server, size, rounds, stage.history, verdict)
 
 
 async def look_at_the_rest(store: Store, history: History, verdict: Verdict) -> None:
@@ -106,8 +108,19 @@ async def play_once(stage: Stage, fault: Fault) -> None:
     await stage.more()
 
 
-def _row(
-    fault: Fault, server: str, size: Size, rounds: int, history: History, verdict: Verdict
+class Played(Protocol):
+    """What a row tells of a fault."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def level(self) -> Level: ...
+    @property
+    def may_lose(self) -> bool: ...
+
+
+def row_of(
+    fault: Played, server: str, size: Size, rounds: int, history: History, verdict: Verdict
 ) -> Row:
     return Row(
         fault=fault.name,

@@ -167,18 +167,10 @@ def _node(binary: str, settings: Sequence[str], *, preload: bool) -> Iterator[No
         shutil.rmtree(directory)
 
 
-@dataclass
-class Stage:
-    """All that a fault may touch.
+@dataclass(kw_only=True)
+class Scene:
+    """Stores under load, and what is known of it."""
 
-    `node` serves, by way of `link`; `spare` is its replica, where there is one, by way of
-    `replication`.
-    """
-
-    node: Node
-    spare: Node | None
-    link: Link
-    replication: Link
     history: History
     stores: list[Store]
     size: Size
@@ -205,6 +197,20 @@ class Stage:
         """Wait until readers have read: reads go on."""
         wanted = self.history.reads + times
         await eventually(lambda: self.history.reads >= wanted, "they read on")
+
+
+@dataclass(kw_only=True)
+class Stage(Scene):
+    """All that a fault may touch.
+
+    `node` serves, by way of `link`; `spare` is its replica, where there is one, by way of
+    `replication`.
+    """
+
+    node: Node
+    spare: Node | None
+    link: Link
+    replication: Link
 
 
 @asynccontextmanager
@@ -236,7 +242,17 @@ async def staged(
             await stack.enter_async_context(asyncstore.open(link.url, timeout=patience))
             for _ in range(2)
         ]
-        yield Stage(node, spare, link, replication, History(), stores, size, dice, level)
+        yield Stage(
+            node=node,
+            spare=spare,
+            link=link,
+            replication=replication,
+            history=History(),
+            stores=stores,
+            size=size,
+            dice=dice,
+            level=level,
+        )
 
 
 async def follow(replica: Node, primary: Node, replication: Link) -> None:
