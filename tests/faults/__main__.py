@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 from tests.faults import report
+from tests.faults.clusters import CLUSTER_FAULTS, ClusterFault, play_on, theatre
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.run import Row, play
 from tests.faults.servers import binaries
 from tests.faults.soak import MAX_GROWTH, soak
-from tests.faults.stage import LONG, SHORT, Size
+from tests.faults.stage import FSYNC, LONG, SHORT, Size
 
 _BUILD = Path("build")
 
@@ -48,6 +49,12 @@ def faults(
                 say(f"{fault.name}: left out, {why}")
                 continue
             rows.append(_play(fault, name, binary, size, dice))
+        wanted = [
+            fault
+            for fault in CLUSTER_FAULTS
+            if only in fault.name and (is_first or fault.is_of_the_server or server)
+        ]
+        rows += asyncio.run(_play_on_clusters(wanted, name, binary, size, dice))
     seconds = time.perf_counter() - started
     report.show(rows)
     report.show_what_is_wrong(rows)
@@ -63,6 +70,29 @@ def _play(fault: Fault, name: str, binary: str, size: Size, seed: int) -> Row:
     seconds = time.perf_counter() - started
     report.console().print(f"{fault.name}, {name}: {len(row.why)} wrong, {seconds:.1f} s")
     return row
+
+
+async def _play_on_clusters(
+    wanted: list[ClusterFault], name: str, binary: str, size: Size, seed: int
+) -> list[Row]:
+    """Play faults on a cluster, and those of the bus on another one."""
+    say = report.console().print
+    rows: list[Row] = []
+    for on_bus in (False, True):
+        faults = [fault for fault in wanted if fault.on_bus == on_bus and not fault.missing()]
+        faults = [fault for fault in faults if size is LONG or not fault.is_long]
+        if not faults:
+            continue
+        async with theatre(name, binary, FSYNC, with_bus=on_bus) as place:
+            for fault in faults:
+                if not await place.has(fault.needs):
+                    say(f"{fault.name}: left out, {name} has no {fault.needs}")
+                    continue
+                started = time.perf_counter()
+                rows.append(await play_on(place, fault, size, seed))
+                seconds = time.perf_counter() - started
+                say(f"{fault.name}, {name}: {len(rows[-1].why)} wrong, {seconds:.1f} s")
+    return rows
 
 
 def _commit() -> str:

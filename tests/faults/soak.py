@@ -48,6 +48,7 @@ _SIZE = Size(
     timeout=1.0,
     events=0,
     load_delay=0,
+    slots=0,
 )
 _PACKAGE = str(Path(asyncstore.__file__).parent / "*")
 

@@ -61,6 +61,7 @@ class Size:
     timeout: float  # of calls, where a fault lets them run into it
     events: int  # that a server has to load
     load_delay: int  # microseconds that it takes longer for each key of them
+    slots: int  # that are moved key by key
 
 
 SHORT = Size(
@@ -72,6 +73,7 @@ SHORT = Size(
     timeout=0.5,
     events=5_000,
     load_delay=2_000,
+    slots=4,
 )
 LONG = Size(
     name="long",
@@ -82,6 +84,7 @@ LONG = Size(
     timeout=1.0,
     events=1_000_000,
     load_delay=0,
+    slots=30,
 )
 
 
