@@ -247,18 +247,19 @@ class Events:
         if known is None:
             return []
         claim = keys.claim_of_correlation(known)
-        books: list[EventBook] = []
+        books: dict[Aggregate, EventBook] = {}
 
         async def look_through(aggregate: Aggregate) -> EventBook:
             return EventBook(aggregate, await self._reader.find(aggregate, claim))
 
         index = [self._keys.correlated(known)]
         async for page in self._listing.pages_of_names(index, _AT_ONCE):
-            named = [keys.find_aggregate(place) for place in page]
-            books += await all_of(look_through(place) for place in named if place)
+            named = {keys.find_aggregate(place) for place in page} - {None, *books}
+            found = await all_of(look_through(place) for place in named if place)
+            books.update((book.aggregate, book) for book in found)
         # The index is in the order of its members' bytes, where some characters of a name come
         # before the colon that ends it.
-        return sorted((book for book in books if book.events), key=_place_of)
+        return sorted((book for book in books.values() if book.events), key=_place_of)
 
     async def branch(self, aggregate: Aggregate, *, at: int) -> None:
         """Let an aggregate diverge from main on an edition: its next sequence there is `at`.

@@ -153,12 +153,18 @@ def is_branched(reply: Any) -> bool:
 
 
 def is_deleted(reply: Any) -> bool:
-    """What delete.lua answers: 'ok', a number and names, or 'more' and names."""
+    """What delete.lua answers: 'ok', a number, names and a number, or 'more' and names."""
     if type(reply) is not list or len(reply) < 2:
         return False
-    if reply[0] == b"ok":
-        return len(reply) == 3 and is_count(reply[1]) and is_texts(reply[2])
+    if reply[0] == b"ok" and len(reply) == 4:
+        _, count, ids, erasures = reply
+        return is_count(count) and is_texts(ids) and is_count(erasures)
     return reply[0] == b"more" and len(reply) == 2 and is_texts(reply[1])
+
+
+def is_left(reply: Any) -> bool:
+    """What erase.lua answers: a count as text, names."""
+    return is_texts(reply) and bool(reply) and reply[0].isdigit()
 
 
 def pairs_of(reply: Any) -> list[tuple[Any, Any]]:

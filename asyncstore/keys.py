@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from asyncstore import slots
-from asyncstore.names import MAIN
+from asyncstore.names import MAIN, MAX_SEQUENCE
 from asyncstore.values import Aggregate, Source, check_aggregate
 
 ALL: Final = "all"
@@ -218,7 +218,7 @@ class Keys:
     def correlated(self, correlation_id: str) -> str:
         """Sorted set, all scores 0: where the id has claims, as `{domain}:{edition}:{root}`.
 
-        It may name too much, never too little.
+        It may name too much, never too little. For what may follow see `place_in_index`.
         """
         return f"{self.prefix}correlated:{{{correlation_id}}}"
 
@@ -289,9 +289,20 @@ class Keys:
         return Meaning(word, place, **fields)
 
 
-def place_in_index(aggregate: Aggregate) -> str:
-    """Return the member of `correlated` that names an aggregate."""
-    return f"{aggregate.domain}:{aggregate.edition}:{aggregate.root}"
+def place_in_index(aggregate: Aggregate, erasures: int = 0) -> str:
+    """Return the member of `correlated` that names an aggregate.
+
+    On a cluster it is put there, in another slot, before the events, with the count of erasures
+    that was known. Whoever erases the aggregate takes out those up to the count at that time: late
+    as that may come, it takes none of a later append. A count of 0 is left out.
+    """
+    place = f"{aggregate.domain}:{aggregate.edition}:{aggregate.root}"
+    return f"{place}\n{erasures:016}" if erasures else place
+
+
+def places_in_index(aggregate: Aggregate, erasures: int = MAX_SEQUENCE) -> tuple[str, str]:
+    """Return the range of members that name an aggregate, up to a count of erasures."""
+    return f"[{place_in_index(aggregate)}", f"[{place_in_index(aggregate, erasures)}"
 
 
 def subscription_in_index(handler: str, domain: str, edition: str) -> str:
@@ -302,7 +313,7 @@ def subscription_in_index(handler: str, domain: str, edition: str) -> str:
 def find_aggregate(place: str) -> Aggregate | None:
     """Return the aggregate that a member of `correlated` names, or None if it names none."""
     try:
-        domain, edition, root = place.split(":", 2)
+        domain, edition, root = place.partition("\n")[0].split(":", 2)
         return Aggregate(domain, root, edition)
     except ValueError:  # InvalidName is one
         return None

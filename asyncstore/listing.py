@@ -102,6 +102,18 @@ class Listing:
         return _Page(_decoded([root for root, _ in found]), last)
 
 
+async def in_portions(pages: AsyncIterator[list[str]], size: int) -> AsyncIterator[list[str]]:
+    """Iterate over what is on pages, so much at a time: many slots have one name each."""
+    portion: list[str] = []
+    async for page in pages:
+        portion += page
+        while len(portion) >= size:
+            yield portion[:size]
+            del portion[:size]
+    if portion:
+        yield portion
+
+
 async def flat(pages: AsyncIterator[list[str]]) -> AsyncIterator[str]:
     """Iterate over what is on pages."""
     async for page in pages:

@@ -111,6 +111,10 @@ class Router:
             )
         return loop
 
+    def deadline(self) -> float:
+        """Return when a call that begins now has to be over, by the clock of the event loop."""
+        return self.loop().time() + self._timeout
+
     def servers(self) -> Servers:
         """Return the servers, or raise StoreClosed."""
         self.loop()

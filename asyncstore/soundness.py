@@ -26,6 +26,7 @@ MOST_OF_ONE: Final = 1000
 """How many problems of one aggregate are told; its reading ends there."""
 
 _CLAIM: Final = re.compile(r"((?:key|source|correlation):[^\n]+)\n(\d{16}) ([1-9]\d{0,15})")
+_EMPTY_CLAIM: Final = re.compile(r"correlation:[^\n]+\n0{16} 0")
 _CLAIMED: Final = {"key": "idempotency key", "source": "source", "correlation": "correlation id"}
 _CLAIMS_A_PAGE: Final = 1000
 _CORRELATION: Final = "correlation:"
@@ -264,13 +265,13 @@ class Check:
             entries = [entry for scored in page if (entry := self._look_at(*scored))]
             if self._kinds[self._claims] in ("zset", "none"):
                 parts = await all_of(self._check_run(run) for run in _runs(entries))
-                self._join_unclaimed([run for runs in parts for run in runs])
+                await self._join_unclaimed([run for runs in parts for run in runs])
             self._on_events(len(page))
             if self.found.is_full():
                 text = f"{MOST_OF_ONE} problems were found: the rest of it was not read"
                 self._tell("more", self._events, None, text)
                 return
-        self._join_unclaimed([])
+        await self._join_unclaimed([])
 
     def _look_at(self, member: bytes, score: float) -> _Entry | None:
         """Check one event; return what it should be claimed for, if it can be decoded."""
@@ -347,7 +348,7 @@ class Check:
         text = f"two claims of the same {_claimed(what)} name the event: one of them is wrong"
         self._tell("claim-twice", self._claims, start, text, about=f"{start} {what}")
 
-    def _join_unclaimed(self, runs: list[_Run]) -> None:
+    async def _join_unclaimed(self, runs: list[_Run]) -> None:
         """Tell of events without a claim once it is known how far they go: one claim is missing.
 
         `runs` are those of the next page; a run may go on from page to page.
@@ -359,20 +360,19 @@ class Check:
                 del open_runs[run.what]
                 run = _Run(run.what, [before.entries[0], *run.entries[-1:]])
             if run.what in self._unclaimed:
-                self._tell_unclaimed(self._unclaimed[run.what])
+                await self._tell_unclaimed(self._unclaimed[run.what])
             self._unclaimed[run.what] = run
         for run in open_runs.values():
-            self._tell_unclaimed(run)
+            await self._tell_unclaimed(run)
 
-    def _tell_unclaimed(self, run: _Run) -> None:
+    async def _tell_unclaimed(self, run: _Run) -> None:
         if run.what in self._overlapping:
             return  # the wrong one hides what is claimed
         ids = (run.entries[0].id, run.entries[-1].id)
         mending: list[Call] = []
         if run.what.startswith(_CORRELATION):  # the index first: it may name too much
             index = self._keys.correlated(run.what.removeprefix(_CORRELATION))
-            place = keys.place_in_index(self._aggregate)
-            mending.append(Call(scripts.MEND_CORRELATED, (index,), (place,)))
+            mending.append(Call(scripts.MEND_CORRELATED, (index,), (await self._place(),)))
         arguments = (run.what, run.first, run.last, *ids)
         mending.append(Call(scripts.MEND_CLAIM, (self._events, self._claims), arguments))
         text = f"there is no claim of the {_claimed(run.what)} that the event carries"
@@ -383,11 +383,19 @@ class Check:
         index = self._keys.correlated(run.what.removeprefix(_CORRELATION))
         if await self._look.kind(index) not in ("zset", "none"):
             return
-        place = keys.place_in_index(self._aggregate)
-        if not await self._look.is_scored(index, place):
+        if not await self._look.texts(index, *keys.places_in_index(self._aggregate), 1):
             text = f"it does not name {self._aggregate}, which has events of the correlation id"
-            mend = Call(scripts.MEND_CORRELATED, (index,), (place,))
-            self._tell("correlated-missing", index, run.first, text, mend, about=place)
+            mend = Call(scripts.MEND_CORRELATED, (index,), (await self._place(),))
+            about = keys.place_in_index(self._aggregate)
+            self._tell("correlated-missing", index, run.first, text, mend, about=about)
+
+    async def _place(self) -> str:
+        """Return what an index of a correlation id is to name the aggregate by now."""
+        if not self._keys.by_slot:
+            return keys.place_in_index(self._aggregate)
+        erasures = self._keys.erasures(self._keys.tag_of(self._aggregate.root))
+        count = await self._look.text(erasures) or "0"
+        return keys.place_in_index(self._aggregate, int(count))
 
     async def _check_claims(self) -> None:
         """Check that all claims name events; most of them have been met with their events."""
@@ -403,6 +411,8 @@ class Check:
 
     async def _check_claim(self, claim: str) -> None:
         parts = _CLAIM.fullmatch(claim)
+        if parts is None and self._keys.by_slot and _EMPTY_CLAIM.fullmatch(claim):
+            return  # of an append that was refused: see append.lua
         if parts is None:
             self._tell("claim", self._claims, None, "a member is not a claim", about=claim)
             return

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from asyncstore import codec, forms, keys
-from asyncstore.errors import EventTooLarge
+from asyncstore.errors import EventTooLarge, StoreUnavailable
 from asyncstore.names import MAIN
 from asyncstore.values import ANY, NO_TRACE, Aggregate, Durability, Event, Expected, Trace
 
@@ -112,20 +112,32 @@ class Writer:
         index = self._keys.correlated(str(trace.correlation_id))
         tag = self._keys.tag_of(aggregate.root)
         where = self._keys_of(aggregate, trace)
+        deadline = self._router.deadline()
         while True:
-            await self._router.change(
-                forms.is_count, "ZADD", index, 0, keys.place_in_index(aggregate)
-            )
             known = self._erasures.get(tag, 0)
+            await self._name(aggregate, index, known)
             options = [*_options(letters, trace, "e"), known]
             parts, reached = await self._send(
                 aggregate, where, [*about, *options], encoded, size, wanted
             )
             if parts[0] != b"erased":
                 return parts, reached
-            if parts[1] == known:  # one is under way, or was cut off
-                await self._eraser.finish(aggregate)
-            self._erasures[tag] = parts[1]
+            if self._router.loop().time() >= deadline:
+                why = "aggregates in its slot are erased all the time; nothing was stored"
+                raise StoreUnavailable(self._router.answers.where, why)
+            count = parts[1]
+            if count == known:  # one is under way, or was cut off
+                count = await self._eraser.finish(aggregate)
+            self._erasures[tag] = count
+
+    async def _name(self, aggregate: Aggregate, index: str, erasures: int) -> None:
+        """Have the index of a correlation id name an aggregate."""
+        place = keys.place_in_index(aggregate, erasures)
+        is_new = await self._router.change(forms.is_count, "ZADD", index, 0, place)
+        if is_new and erasures:
+            # What names it from before says the same, for all that is stored.
+            lowest, highest = keys.places_in_index(aggregate, erasures - 1)
+            await self._router.change(forms.is_count, "ZREMRANGEBYLEX", index, lowest, highest)
 
     def _keys_of(self, aggregate: Aggregate, trace: Trace) -> list[str]:
         """Return the keys that append.lua has for one aggregate."""

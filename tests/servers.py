@@ -55,7 +55,7 @@ class Server:
             if not self.is_cluster:
                 yield [seed]
                 return
-            spans: Any = seed.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+            spans: Any = seed.execute_command("CLUSTER SLOTS")
             addresses = sorted({tuple(primary[:2]) for _, _, primary, *_ in spans})
             clients = [redis.Redis(host.decode(), port) for host, port in addresses]
             yield [stack.enter_context(client) for client in clients]

@@ -93,8 +93,11 @@ def recording(server: Server, prefix: str) -> Iterator[Recorder]:
     with server.client() as client, server.primaries() as primaries, ExitStack() as stack:
         for script in scripts.ALL:
             client.script_load(script.source)
-        monitors = [stack.enter_context(primary.monitor()) for primary in primaries]
-        yield Recorder(client, list(zip(primaries, monitors, strict=True)), prefix)
+        yield Recorder(client, [(each, _monitor(stack, each)) for each in primaries], prefix)
+
+
+def _monitor(stack: ExitStack, client: Any) -> Any:
+    return stack.enter_context(client.monitor())
 
 
 @pytest.fixture
@@ -544,9 +547,7 @@ class TestMany:
         wanted = Counter(EVALSHA=300, ZRANGE=3)  # two pages of roots, one of what else is there
         if server.is_cluster:
             # Roots of each slot, and nothing else on the edition; the id's index is elsewhere.
-            wanted = Counter(
-                EVALSHA=300, ZREM=150, ZRANGE=slots_of(places), EXISTS=2 * slots.COUNT
-            )
+            wanted = Counter(EVALSHA=300, ZREM=150, ZRANGE=slots_of(places), EXISTS=2 * slots.COUNT)
         assert Counter(commands) == wanted
 
     async def test_listing_is_one_for_each_thousand(

@@ -112,6 +112,14 @@ local function may_be_erased(trace)
     or #redis.call('ZRANGE', trace.erasing, from, to, 'BYLEX', 'LIMIT', 0, 1) > 0
 end
 
+-- Has the aggregate erased from the index of a correlation id with all else, although the append was
+-- refused before which that index had to name it: with a claim of no events.
+local function claim_nothing(trace)
+  if #find_claims(trace.claims, trace.correlation, 0, 1) == 0 then
+    redis.call('ZADD', trace.claims, 0, claim_of(trace.correlation, 0) .. ' 0')
+  end
+end
+
 local missed_bytes = 0
 
 -- Conflicts of one call share what they may bring; when it is used up, the caller has to read.
@@ -278,6 +286,9 @@ for index = 1, aggregates do
   local trace = options ~= '' and take_trace(options) or nil
   local first, last = place, place + 2 * count - 1
   local done, reply = pcall(append, events, root, expected, first, last, options, branch, trace)
+  if done and reply[1] ~= 'ok' and trace and trace.erasures then
+    pcall(claim_nothing, trace) -- the append has its answer, whatever comes of this
+  end
   if not done then
     local text = type(reply) == 'table' and reply.err or tostring(reply)
     reply = { 'error', string.match(text, '^%-?(%u+)') or 'ERR' }

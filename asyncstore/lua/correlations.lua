@@ -2,6 +2,11 @@
 local CORRELATION = 'correlation:' -- see keys.py
 local IDS_A_CALL = 200
 
+-- Returns how often erased aggregates were taken out of indexes in other slots.
+local function count_of(erasures)
+  return tonumber(redis.call('GET', erasures) or '0')
+end
+
 local function correlation_ids(claims)
   local ids, from = {}, '[' .. CORRELATION
   while #ids < IDS_A_CALL do

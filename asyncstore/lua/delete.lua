@@ -3,17 +3,19 @@
 -- What is left for erase.lua are its entries in the indexes of correlation ids: those may be many,
 -- and an index may name too much. Its claims are kept aside until then.
 -- KEYS: events, newest, kept and recent snapshots, handlers, claims, erasing, divergence, roots,
---       editions, domains, attached (see keys.py), then for each handler that the caller knows of
---       position, lease, due, dead letters
+--       editions, domains, attached, erasures (see keys.py), then for each handler that the caller
+--       knows of position, lease, due, dead letters
 -- ARGV: domain, edition, root, the names of those handlers
--- Reply: {'ok', number of events, {correlation id, ...}}, the first ones that are left to erase,
---        or {'more', {handler, ...}}, all there are, when the caller did not know of one
+-- Reply: {'ok', number of events, {correlation id, ...}, count of erasures}, the first ids that are
+--        left to erase, or {'more', {handler, ...}}, all there are, when the caller did not know of
+--        one
 -- include: correlations.lua
 local events, newest, kept, recent, handlers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local claims, erasing, divergence = KEYS[6], KEYS[7], KEYS[8]
 local roots, editions, domains, attached = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local erasures = KEYS[13]
 local domain, edition, root = ARGV[1], ARGV[2], ARGV[3]
-local FIRST_INDEX, FIRST_POSITION, FIRST_HANDLER = 9, 13, 4
+local FIRST_INDEX, LAST_INDEX, FIRST_POSITION, FIRST_HANDLER = 9, 12, 14, 4
 local KEYS_OF_A_HANDLER = 4
 
 local known = {}
@@ -28,8 +30,9 @@ for _, name in ipairs(names) do
 end
 
 local count = redis.call('ZCARD', events)
-redis.call('ZCARD', claims) -- fails here, before the first write, if it is not a sorted set
-for place = FIRST_INDEX, FIRST_POSITION - 1 do
+count_of(erasures) -- these fail here, before the first write, if they are something else
+redis.call('ZCARD', claims)
+for place = FIRST_INDEX, LAST_INDEX do
   redis.call('ZCARD', KEYS[place])
 end
 for place = FIRST_POSITION, #KEYS, KEYS_OF_A_HANDLER do
@@ -63,4 +66,4 @@ end
 if redis.call('EXISTS', editions) == 0 then
   redis.call('ZREM', domains, domain)
 end
-return { 'ok', count, ids }
+return { 'ok', count, ids, count_of(erasures) }

@@ -4,7 +4,7 @@
 --       each correlation id that is to be done now; on a cluster these are in other slots, not among
 --       the keys, and were done before
 -- ARGV: domain, edition, root, those correlation ids
--- Reply: {correlation id, ...}, the next ones; none when all is done
+-- Reply: {count of erasures, correlation id, ...}, the next ones; none when all is done
 -- include: correlations.lua
 local erasing, claims, attached, handlers, newest = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local erasures = KEYS[6]
@@ -12,7 +12,7 @@ local domain, edition, root = ARGV[1], ARGV[2], ARGV[3]
 local FIRST_INDEX, FIRST_ID = 7, 4
 local were_elsewhere = #KEYS < FIRST_INDEX and #ARGV >= FIRST_ID
 
-redis.call('GET', erasures) -- fails here, before the first write, if it is something else
+count_of(erasures) -- fails here, before the first write, if it is something else
 for place = FIRST_ID, #ARGV do
   local id, index = ARGV[place], KEYS[place - FIRST_ID + FIRST_INDEX]
   local from, to = '[' .. CORRELATION .. id .. '\n', '(' .. CORRELATION .. id .. '\v'
@@ -33,4 +33,4 @@ if #ids == 0 then
     redis.call('ZREM', attached, root)
   end
 end
-return ids
+return { string.format('%.0f', count_of(erasures)), unpack(ids) }
