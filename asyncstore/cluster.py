@@ -239,6 +239,11 @@ class Cluster:
         """Return the slots that a node has."""
         return [slot for slot, owner in enumerate(self._owners) if owner is node]
 
+    async def refresh(self) -> None:
+        """Look the map up now; where nobody answers, the old one stays."""
+        with suppress(AsyncStoreError):
+            await self._looking.result()
+
     def _take(self, view: View) -> None:
         """Use what was found, and give up the nodes that are none any more."""
         if not view.spans or self._is_of_the_past(view):

@@ -220,14 +220,16 @@ def _number(said: Mapping[str, str], name: str) -> int:
 class Peer:
     """A node of a cluster as one of them sees it: a line of CLUSTER NODES.
 
-    `address` is its host and port, `primary` the id of a replica's, or "-". `moving` are slots on
-    their way to or from other nodes, of which only the node itself speaks.
+    `address` is its host and port, `primary` the id of a replica's, or "-". `epoch` grows when it
+    takes over slots. `moving` are slots on their way to or from other nodes, of which only the node
+    itself speaks.
     """
 
     id: str
     address: str
     flags: frozenset[str]
     primary: str
+    epoch: str
     link: str
     slots: tuple[str, ...]
     moving: tuple[str, ...]
@@ -235,11 +237,11 @@ class Peer:
     @staticmethod
     def parse(line: str) -> Peer:
         """Read a line."""
-        node, address, flags, primary, _, _, _, link, *slots = line.split()
+        node, address, flags, primary, _, _, epoch, link, *slots = line.split()
         settled = tuple(part for part in slots if not part.startswith("["))
         moving = tuple(part for part in slots if part.startswith("["))
         where = address.partition("@")[0]
-        return Peer(node, where, frozenset(flags.split(",")), primary, link, settled, moving)
+        return Peer(node, where, frozenset(flags.split(",")), primary, epoch, link, settled, moving)
 
     @property
     def is_primary(self) -> bool:

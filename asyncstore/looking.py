@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncstore import forms
+from asyncstore import forms, walking
 from asyncstore.names import MAX_SEQUENCE
 
 if TYPE_CHECKING:
@@ -107,19 +107,9 @@ class Looker:
         return found[::-1]
 
     async def keys(self, prefix: str) -> AsyncIterator[list[str]]:
-        """Iterate over the keys with a prefix; one may come twice.
-
-        A prefix has no characters that SCAN gives a meaning: the settings see to that.
-        """
-        scan = ("MATCH", f"{prefix}*", "COUNT", _KEYS_A_SCAN)
-        for node in self._router.nodes():
-            cursor = b"0"
-            while True:
-                reply = await node.transport.command(forms.is_scan, "SCAN", cursor, *scan)
-                cursor, found = reply
-                yield [name.decode(errors=_NO_TEXT) for name in found]
-                if cursor == b"0":
-                    break
+        """Iterate over the keys with a prefix; one may come twice."""
+        async for page in walking.keys(self._router, prefix):
+            yield [name.decode(errors=_NO_TEXT) for name in page]
 
     async def names(self, key: str) -> AsyncIterator[list[str]]:
         """Iterate over a sorted set of names, in no order; one may come twice."""

@@ -42,6 +42,9 @@ class Servers(Protocol):
     def slots_of(self, node: Node, /) -> Sequence[int | None]:
         """Return the slots that a server has; None is one that stands for all there is."""
 
+    async def refresh(self) -> None:
+        """Find out anew who has which slots."""
+
     async def aclose(self) -> None:
         """Close all connections; calls in flight fail."""
 
@@ -69,6 +72,9 @@ class OneServer:
     def slots_of(self, _: Node) -> list[None]:
         """Return that it has all there is."""
         return [None]
+
+    async def refresh(self) -> None:
+        """Do nothing: it has them."""
 
     async def aclose(self) -> None:
         """Close its connections; calls in flight fail."""

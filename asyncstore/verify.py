@@ -161,8 +161,9 @@ class _Walk:
         elif meaning.aggregate is not None:
             for look in self._looks_beside(meaning, meaning.aggregate):
                 yield look
-        elif meaning.word == "commits":
-            yield self._at_index(partial(self._check_commits, meaning.tag), meaning.tag)
+        elif meaning.word in ("commits", "erasures"):
+            check = self._check_commits if meaning.word == "commits" else self._check_erasures
+            yield self._at_index(partial(check, meaning.tag), meaning.tag)
         elif not meaning.domain or self._is_wanted(meaning.domain):
             async for look in self._looks_at_shared(key, meaning):
                 yield look
@@ -200,9 +201,9 @@ class _Walk:
 
     # What tells that somebody has written
 
-    def _at_index(self, check: Callable[[], Awaitable[Findings]], tag: str = keys.ALL) -> _Look:
+    def _at_index(self, check: Callable[[], Awaitable[Findings]], tag: str = "") -> _Look:
         async def last_commit() -> object:
-            return await self._last_commit(tag)
+            return await self._last_commit(tag or keys.ALL)
 
         return _Look(check, last_commit)
 
@@ -262,7 +263,8 @@ class _Walk:
         except ValueError:  # InvalidName is one
             return [self._at_index(partial(_no_root, key, name), meaning.tag)]
         if self._keys.tag_of(name) != meaning.tag:
-            return [self._at_index(partial(_no_root, key, name), meaning.tag)]
+            check = partial(self._check_stray, key, meaning, name)
+            return [self._at_index(check, meaning.tag), *self._looks_at_aggregate(place)]
         return self._looks_at_aggregate(place)
 
     def _looks_at_correlated(self, key: str, correlation_id: str, name: str) -> list[_Look]:
@@ -317,6 +319,13 @@ class _Walk:
             return _findings(Problem("commits", key, None, "it is not a number and a time"))
         return Findings()
 
+    async def _check_erasures(self, tag: str) -> Findings:
+        key = self._keys.erasures(tag)
+        kind = await self._look.kind(key)
+        if kind != "string" or re.fullmatch("[0-9]{1,16}", await self._look.text(key) or "0"):
+            return await self._check_type(key)
+        return _findings(Problem("erasures", key, None, "it is not a number"))
+
     async def _last_commit(self, tag: str) -> int | None:
         """Return the number of the last commit, 0 if there was none, None if it can't be read."""
         key = self._keys.commits(tag)
@@ -345,6 +354,17 @@ class _Walk:
                 Problem("edition-missing", editions, None, why, False, mending, meaning.edition)
             )
         return found
+
+    async def _check_stray(self, key: str, meaning: Meaning, root: str) -> Findings:
+        """Check a root that is not of the slot of its index: nobody else would take it out."""
+        if not await self._is_still_named(key, root):
+            return Findings()
+        why = f"it names {root!r}, which is of another slot"
+        mending = (
+            Call(scripts.MEND_NAME, (key,), (root,)),
+            *list_edition(self._keys, meaning.domain, meaning.edition, meaning.tag),
+        )
+        return _findings(Problem("root-too-much", key, None, why, False, mending, root))
 
     async def _check_edition(self, key: str, meaning: Meaning, edition: str) -> Findings:
         domain, tag = meaning.domain, meaning.tag

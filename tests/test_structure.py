@@ -55,6 +55,7 @@ ORDER = [
     "progress",
     "subscriptions",
     "running",
+    "walking",
     "looking",
     "soundness",
     "folding",

@@ -1,7 +1,7 @@
 #!lua
 -- Puts a name into an index if what it stands for is there, or takes it out.
--- KEYS: the index (editions, domains or attached, see keys.py), then the keys that the name stands
---       for: one of them is enough
+-- KEYS: the index (roots, editions, domains or attached, see keys.py), then the keys that the name
+--       stands for: one of them is enough; none for a name that can't be right
 -- ARGV: name
 -- Reply: {'added'}, {'removed'}, or {'right'} when it was as it should be
 local index = KEYS[1]
