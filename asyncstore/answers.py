@@ -33,6 +33,11 @@ NOT_NOW: Final = {
     "WRONGPASS": "it refused the user or the password",
 }
 
+# Those after which another node of a cluster may serve, or the same one in a moment.
+ELSEWHERE_OR_LATER: Final = frozenset(
+    {"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:

@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 import anyio
 
 from asyncstore import forms, slots
-from asyncstore.answers import NOT_NOW, Answers
+from asyncstore.answers import ELSEWHERE_OR_LATER, NOT_NOW, Answers
 from asyncstore.errors import (
     AsyncStoreError,
     ConfigurationError,
@@ -48,10 +48,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Errors after which another node may serve, or the same one in a moment.
-_ELSEWHERE_OR_LATER: Final = frozenset(
-    {"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"}
-)
 _AT_ONCE: Final = 3  # detours without a pause; more of them go round in circles
 _FIRST_PAUSE: Final = 0.002  # seconds; a slot's keys move in a few milliseconds
 _LONGEST_PAUSE: Final = 0.1
@@ -235,6 +231,11 @@ class Cluster:
         replicas = self._replicas.get(node)
         return (replicas.pick() if replicas is not None else None) or node.transport
 
+    def homes(self) -> list[Node]:
+        """Return the node of each slot."""
+        any_node = next(iter(self._nodes.values()))
+        return [owner or any_node for owner in self._owners]
+
     def slots_of(self, node: Node) -> list[int]:
         """Return the slots that a node has."""
         return [slot for slot, owner in enumerate(self._owners) if owner is node]
@@ -314,7 +315,7 @@ class Cluster:
     def refused(self, request: Request, error: ReplyError, lane: Lane, source: Address) -> bool:
         """Send a request on that a node could not take; False if another node can't either."""
         code = error.code
-        if code not in _ELSEWHERE_OR_LATER or request.slot is None:
+        if code not in ELSEWHERE_OR_LATER or request.slot is None:
             return False
         node = self._node_named_by(error, source) if code in ("MOVED", "ASK") else None
         request.send_elsewhere(asking=code == "ASK")

@@ -110,8 +110,10 @@ def is_loaded(reply: Any) -> bool:
 
 
 def is_subscribed(reply: Any) -> bool:
-    """What subscribe.lua answers: state, beginning, number of a commit."""
-    return is_texts(reply) and len(reply) == 3 and reply[2].isdigit()
+    """What subscribe.lua answers: a state, and while it marks beginning and names."""
+    if not is_texts(reply) or not reply:
+        return False
+    return reply in ([b"live"], [b"new"]) or (reply[0] == b"marking" and len(reply) == 3)
 
 
 def is_polled(reply: Any) -> bool:
@@ -130,8 +132,8 @@ def is_polled(reply: Any) -> bool:
 
 
 def is_swept(reply: Any) -> bool:
-    """What sweep.lua answers: a tag, and the state of the subscription."""
-    return is_texts(reply) and reply[:1] in ([b"moved"], [b"swept"]) and len(reply) <= 2
+    """What sweep.lua answers: a tag."""
+    return reply in ([b"moved"], [b"swept"], [b"marked"])
 
 
 def is_leased(reply: Any) -> bool:

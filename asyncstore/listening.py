@@ -14,7 +14,7 @@ from asyncstore.sharing import all_of
 from asyncstore.values import Aggregate, check_types
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from types import TracebackType
 
     from asyncstore.doorbell import Doorbell, Ring
@@ -169,7 +169,7 @@ class Listener:
         if lag.missed is not None:
             lag.missed += _size(wanted)
 
-    def missed(self) -> None:
+    def missed(self, tags: Collection[str]) -> None:
         """Note that nobody knows what was appended for a while."""
         self._lag().missed = None
         self._changed.set()

@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncstore import codec, forms, scripts
 from asyncstore.keys import ALL
 from asyncstore.names import MAIN, check_edition, check_name, check_seconds
-from asyncstore.reading import Range
+from asyncstore.registering import EVERY_DOMAIN
 from asyncstore.sharing import all_of
-from asyncstore.values import FIRST, NOW, Aggregate, Start, check_start
-from asyncstore.worklist import EVERY_DOMAIN
+from asyncstore.values import FIRST, Aggregate, Start, check_start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime
 
     from asyncstore.keys import Keys
     from asyncstore.positions import Positions
-    from asyncstore.reading import Reader
+    from asyncstore.registering import Registry
     from asyncstore.router import Router
     from asyncstore.wire import Argument
 
@@ -83,13 +82,14 @@ class Subscriptions:
 
     _router: Router
     _keys: Keys
-    _reader: Reader
+    _registry: Registry
     _positions: Positions
 
     async def status(self, handler: str | None = None) -> list[Progress]:
         """Return how far each handler is, or one of them, in each domain and edition.
 
-        Takes a call for every 200 aggregates that it is behind in.
+        Takes a call for every 200 aggregates that it is behind in; on a cluster also some commands
+        for each slot, in bulk.
         """
         wanted = None if handler is None else check_name("handler", handler)
         key = self._keys.subscribed(ALL)
@@ -110,27 +110,54 @@ class Subscriptions:
             retrying += lag.tries > 1
             if lag.oldest is not None:
                 oldest = lag.oldest if oldest is None else min(oldest, lag.oldest)
-        letters = await self._router.read(
-            forms.is_count, "ZCARD", self._keys.dead_letters(handler, domain, edition, ALL)
+        letters = await self._router.read_each(
+            forms.is_count,
+            [
+                ["ZCARD", self._keys.dead_letters(handler, domain, edition, tag)]
+                for tag in self._keys.tags()
+            ],
         )
         moment = None if oldest is None else codec.from_microseconds(oldest)
-        return Progress(handler, domain, edition, aggregates, events, moment, retrying, letters)
+        place = handler, domain, edition
+        return Progress(*place, aggregates, events, moment, retrying, sum(letters))
 
     async def _behind(self, handler: str, domain: str, edition: str) -> AsyncIterator[_Lag]:
         """Iterate over the aggregates that the handler is behind in."""
-        page: list[Aggregate] = []
-        async for root in self._candidates(handler, domain, edition):
-            page.append(Aggregate(domain, root, edition))
-            if len(page) == _PAGE:
-                for one in await self._lags(handler, page):
-                    yield one
-                page = []
-        for one in await self._lags(handler, page):
-            yield one
+        tags = self._keys.tags()
+        places = [self._keys.subscription(handler, domain, edition, tag) for tag in tags]
+        swept = await self._router.read_each(
+            forms.is_place_or_nil, [["HGET", place, "swept"] for place in places]
+        )
+        # First what a sweep has not seen: it may move among those that are due, and not back.
+        unseen = [
+            (self._keys.roots(domain, edition, tag), b"(" + (number or b"0"))
+            for tag, number in zip(tags, swept, strict=True)
+        ]
+        due = [(self._keys.due(handler, domain, edition, tag), b"-inf") for tag in tags]
+        given: set[str] = set()
+        for ranges in (unseen, due):
+            async for pages in self._by_score(ranges):
+                new = [[root for root in page if root not in given] for page in pages]
+                given.update(root for page in new for root in page)
+                for lag in await self._lags(handler, domain, edition, new):
+                    yield lag
 
-    async def _lags(self, handler: str, page: list[Aggregate]) -> list[_Lag]:
-        if not page:
-            return []
+    async def _lags(
+        self, handler: str, domain: str, edition: str, pages: list[list[str]]
+    ) -> list[_Lag]:
+        """Return how far the handler is behind; the roots of a page are under one tag."""
+        found: list[_Lag] = []
+        filled = [page for page in pages if page]
+        for first in range(0, len(filled), _AT_ONCE):
+            some = filled[first : first + _AT_ONCE]
+            for lags in await all_of(
+                self._lags_of(handler, [Aggregate(domain, root, edition) for root in page])
+                for page in some
+            ):
+                found += lags
+        return found
+
+    async def _lags_of(self, handler: str, page: list[Aggregate]) -> list[_Lag]:
         where: list[str] = []
         for one in page:
             own = [self._keys.position(handler, one), self._keys.lease(handler, one)]
@@ -143,38 +170,26 @@ class Subscriptions:
             if int(behind)
         ]
 
-    async def _candidates(self, handler: str, domain: str, edition: str) -> AsyncIterator[str]:
-        """Iterate over roots that the handler may be behind in, each once."""
-        given: set[str] = set()
-        subscription = self._keys.subscription(handler, domain, edition, ALL)
-        swept = await self._router.read(forms.is_place_or_nil, "HGET", subscription, "swept")
-        # First what a sweep has not seen: it may move among those that are due, and not back.
-        roots = self._keys.roots(domain, edition, ALL)
-        due = self._keys.due(handler, domain, edition, ALL)
-        for key, start in ((roots, b"(" + (swept or b"0")), (due, b"-inf")):
-            async for page in self._by_score(key, start):
-                for root in page:
-                    if root not in given:
-                        given.add(root)
-                        yield root
-
-    async def _by_score(self, key: str, start: bytes) -> AsyncIterator[list[str]]:
-        by = ("+inf", "BYSCORE", "LIMIT")
-        skip = 0
-        while True:
-            reply = await self._router.read(
-                forms.is_scored, "ZRANGE", key, start, *by, skip, _PAGE, "WITHSCORES"
+    async def _by_score(
+        self, ranges: Sequence[tuple[str, bytes]]
+    ) -> AsyncIterator[list[list[str]]]:
+        """Iterate over what some sorted sets have from a score on: the next page of each."""
+        left = [(key, start, 0) for key, start in ranges]
+        while left:
+            replies = await self._router.read_each(
+                forms.is_scored,
+                [
+                    ["ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", skip, _PAGE, "WITHSCORES"]
+                    for key, start, skip in left
+                ],
             )
-            page = forms.pairs_of(reply)
-            yield [root.decode() for root, _ in page]
-            if len(page) < _PAGE:
-                return
-            # Many may be due at the same moment: then those that were given are skipped.
-            last = page[-1][1]
-            score = last if isinstance(last, bytes) else b"%.17g" % last
-            same = sum(1 for _, other in page if other == last)
-            skip = skip + same if same == len(page) and start == score else same
-            start = score
+            pages = [forms.pairs_of(reply) for reply in replies]
+            yield [[root.decode() for root, _ in page] for page in pages]
+            left = [
+                (key, *_behind_page(page, start, skip))
+                for (key, start, skip), page in zip(left, pages, strict=True)
+                if len(page) == _PAGE
+            ]
 
     async def _texts(self, key: str) -> list[str]:
         reply = await self._router.read(forms.is_texts, "ZRANGE", key, "-", "+", "BYLEX")
@@ -191,21 +206,36 @@ class Subscriptions:
         """
         check_name("handler", handler)
         check_edition(edition)
-        names = [domain] if domain is not None else await self._texts(self._keys.domains(ALL))
+        if domain is not None:
+            names = [check_name("domain", domain)]
+        else:
+            there = await self._registry.domains(self._keys.tags())
+            names = sorted({name for some in there.values() for name in some})
         for name in names:
-            key = self._keys.dead_letters(handler, check_name("domain", name), edition, ALL)
-            start = b"-"
-            while True:
-                page = await self._router.read(
-                    forms.is_texts, "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, _PAGE
-                )
-                for member in page:
-                    letter = _letter_of(handler, name, edition, member.decode())
-                    if letter is not None:
-                        yield letter
-                if len(page) < _PAGE:
-                    break
-                start = b"(" + page[-1]
+            async for letter in self._letters(handler, name, edition):
+                yield letter
+
+    async def _letters(self, handler: str, domain: str, edition: str) -> AsyncIterator[DeadLetter]:
+        """Iterate over the dead letters of a domain."""
+        left = [
+            (self._keys.dead_letters(handler, domain, edition, tag), b"-")
+            for tag in self._keys.tags()
+        ]
+        while left:
+            pages = await self._router.read_each(
+                forms.is_texts,
+                [["ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, _PAGE] for key, start in left],
+            )
+            members = sorted(member for page in pages for member in page)
+            for member in members:
+                letter = _letter_of(handler, domain, edition, member.decode())
+                if letter is not None:
+                    yield letter
+            left = [
+                (key, b"(" + page[-1])
+                for (key, _), page in zip(left, pages, strict=True)
+                if len(page) == _PAGE
+            ]
 
     async def retry(self, letter: DeadLetter) -> bool:
         """Have the event of a dead letter delivered once more; False if it is gone already.
@@ -223,6 +253,7 @@ class Subscriptions:
         place = letter.aggregate
         tag = self._keys.tag_of(place.root)
         where = [
+            self._keys.commits(tag),
             self._keys.due(letter.handler, place.domain, place.edition, tag),
             self._keys.dead_letters(letter.handler, place.domain, place.edition, tag),
             self._keys.lease(letter.handler, place),
@@ -251,31 +282,23 @@ class Subscriptions:
         check_name("domain", domain)
         check_start("to", to)
         given: set[str] = set()
-        async for page in self._by_score(
-            self._keys.roots(domain, check_edition(edition), ALL), b"-inf"
-        ):
-            new = [root for root in page if root not in given]
-            given.update(new)
-            places = [Aggregate(domain, root, edition) for root in new]
-            starts = await self.starts_of(places, to)
-            if places:
-                await self._reset(handler, places, starts)
+        roots = [
+            (self._keys.roots(domain, check_edition(edition), tag), b"-inf")
+            for tag in self._keys.tags()
+        ]
+        async for pages in self._by_score(roots):
+            new = [[root for root in page if root not in given] for page in pages]
+            given.update(root for page in new for root in page)
+            filled = [[Aggregate(domain, root, edition) for root in page] for page in new if page]
+            for first in range(0, len(filled), _AT_ONCE):
+                some = filled[first : first + _AT_ONCE]
+                await all_of(self._reset(handler, places, to) for places in some)
 
-    async def starts_of(
-        self, places: Sequence[Aggregate], start: Start | datetime
-    ) -> list[int | None]:
-        """Return the sequence at which to begin in each aggregate, None for its end."""
-        if not isinstance(start, datetime):
-            return [None if start is NOW else 0 for _ in places]
-        found: list[int | None] = []
-        for first in range(0, len(places), _AT_ONCE):
-            some = places[first : first + _AT_ONCE]
-            found += await all_of(_first_since(self._reader, place, start) for place in some)
-        return found
-
-    async def _reset(self, handler: str, places: list[Aggregate], starts: list[int | None]) -> None:
+    async def _reset(self, handler: str, places: list[Aggregate], to: Start | datetime) -> None:
+        """Put a handler back in some aggregates that are under one tag."""
+        starts = await self._registry.starts_of(places, to)
         domain, edition = places[0].domain, places[0].edition
-        due = self._keys.due(handler, domain, edition, ALL)
+        tag = self._keys.tag_of(places[0].root)
         where: list[str] = []
         arguments: list[Argument] = []
         for place, start in zip(places, starts, strict=True):
@@ -285,7 +308,11 @@ class Subscriptions:
                 where.append(self._keys.attached_of(place))
             arguments += [place.root, "" if start is None else start]
         width = len(where) // len(places)
-        shared = [due, self._keys.dead_letters(handler, domain, edition, ALL)]
+        shared = [
+            self._keys.commits(tag),
+            self._keys.due(handler, domain, edition, tag),
+            self._keys.dead_letters(handler, domain, edition, tag),
+        ]
         await self._router.run(scripts.RESET, [*shared, *where], [handler, width, *arguments])
 
     # Waiting
@@ -311,13 +338,13 @@ class Subscriptions:
             await self._positions.wait(handler, lag.aggregate, lag.last, timeout=_left(ends))
 
 
-async def _first_since(reader: Reader, place: Aggregate, moment: datetime) -> int:
-    following = 0
-    async for event in reader.stream(Range(place)):
-        if event.time >= moment:
-            return event.sequence
-        following = event.sequence + 1
-    return following
+def _behind_page(page: list[tuple[bytes, Any]], start: bytes, skip: int) -> tuple[bytes, int]:
+    """Return the score where the next page starts, and how many of that score come before it."""
+    last = page[-1][1]
+    score = last if isinstance(last, bytes) else b"%.17g" % last
+    # Many may be due at the same moment: then those that were given are skipped.
+    same = sum(1 for _, other in page if other == last)
+    return score, skip + same if same == len(page) and start == score else same
 
 
 def _letter_of(handler: str, domain: str, edition: str, member: str) -> DeadLetter | None:

@@ -6,47 +6,72 @@ It speaks RESP2 and RESP3: messages come as lists in the one and as pushes in th
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import hiredis
 
 from asyncstore.wire import ReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable
 
 _NOT_YET: Final = object()
 _PING: Final = hiredis.pack_command(("PING",))
 
 
+class Hearer(Protocol):
+    """Whoever has an ear. All calls must return at once."""
+
+    def heard(self, message: bytes) -> None:
+        """Take what was published."""
+
+    def gained(self, channel: str) -> None:
+        """Take notice that a channel is heard from now on."""
+
+    def lost(self, channel: str) -> None:
+        """Take notice that a channel is not heard any more: its slot has moved."""
+
+    def refused(self, channel: str, error: ReplyError) -> None:
+        """Take notice that a channel can't be heard here."""
+
+    def drained(self) -> None:
+        """Take notice that all that came so far was handed over."""
+
+
 class Ear(asyncio.Protocol):
-    """The protocol of one such connection; `on_message` gets what was published.
+    """The protocol of one such connection. `closed` is done when it is gone, with the reason."""
 
-    `subscribed` is done when all channels are, with the error of the server if it refused one.
-    `closed` is done when the connection is gone, with the reason.
-    """
-
-    def __init__(self, on_message: Callable[[bytes], None]) -> None:
+    def __init__(self, hearer: Hearer) -> None:
         loop = asyncio.get_running_loop()
         self.last_heard = loop.time()
-        self.subscribed: asyncio.Future[ReplyError | None] = loop.create_future()
         self.closed: asyncio.Future[str] = loop.create_future()
         self._loop = loop
-        self._on_message = on_message
-        self._missing: set[bytes] = set()
+        self._hearer = hearer
+        self._asked: deque[str] = deque()  # channels, in the order of the answers
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET, replyError=ReplyError)
         self._reason = "the server closed the connection"
 
-    def take(self, writer: asyncio.StreamWriter, channels: Sequence[str]) -> None:
-        """Take over a connection that was dialled, and ask for the channels of one slot."""
+    def take(self, writer: asyncio.StreamWriter) -> None:
+        """Take over a connection that was dialled."""
         self._writer = writer  # it closes its transport when nobody holds it
         self._transport = cast(asyncio.Transport, writer.transport)
         self._transport.set_protocol(self)
-        self._missing = {channel.encode() for channel in channels}
+
+    def listen(self, channels: Iterable[str]) -> None:
+        """Ask for channels; each is gained or refused."""
+        asked = list(channels)
+        if self._transport is None or not asked:
+            return
+        self._asked.extend(asked)
         # One command for each: those of different slots would be refused together.
-        for channel in channels:
-            self._transport.write(hiredis.pack_command(cast(Any, ("SSUBSCRIBE", channel))))
+        commands = [hiredis.pack_command(cast(Any, ("SSUBSCRIBE", name))) for name in asked]
+        self._transport.write(b"".join(commands))
+
+    def is_waiting(self) -> bool:
+        """Whether some channels were asked for that are neither gained nor refused yet."""
+        return bool(self._asked)
 
     def ping(self) -> None:
         """Ask for a sign of life."""
@@ -68,26 +93,22 @@ class Ear(asyncio.Protocol):
         try:
             while (said := self._reader.gets()) is not _NOT_YET:
                 self._hear(said)
-        except hiredis.HiredisError:
+        except (hiredis.HiredisError, IndexError):
             self.abort("what answers there does not speak the protocol of Redis")
+        self._hearer.drained()
 
     def _hear(self, said: Any) -> None:
         if isinstance(said, ReplyError):
-            if not self.subscribed.done():
-                self.subscribed.set_result(said)
+            self._hearer.refused(self._asked.popleft(), said)
         elif isinstance(said, list) and len(said) == 3:
             kind, channel, what = said
             if kind == b"smessage":
-                self._on_message(what)
+                self._hearer.heard(what)
             elif kind == b"ssubscribe":
-                self._confirm(channel)
+                self._asked.popleft()
+                self._hearer.gained(channel.decode())
             elif kind == b"sunsubscribe":
-                self.abort("its slot has moved to another server")
-
-    def _confirm(self, channel: bytes) -> None:
-        self._missing.discard(channel)
-        if not self._missing and not self.subscribed.done():
-            self.subscribed.set_result(None)
+                self._hearer.lost(channel.decode())
 
     def eof_received(self) -> bool:
         """Close: the server has said its last."""

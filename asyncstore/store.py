@@ -22,7 +22,7 @@ from asyncstore.errors import (
 )
 from asyncstore.events import Events
 from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
-from asyncstore.keys import ALL, Keys
+from asyncstore.keys import Keys
 from asyncstore.listening import DEFAULT_BUFFER, Listener, Wanted
 from asyncstore.listing import Listing
 from asyncstore.names import (
@@ -36,14 +36,16 @@ from asyncstore.nodes import Node, Ways
 from asyncstore.positions import Positions
 from asyncstore.progress import Subscriptions
 from asyncstore.reading import Reader
+from asyncstore.registering import Registry
 from asyncstore.router import OneServer, Router
 from asyncstore.running import Function, Handler, run
 from asyncstore.settings import EMBEDDED, REPLICA, Options, Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.subscriptions import SubscribeOptions, Subscription
+from asyncstore.sweeping import Sweeper
 from asyncstore.transport import Bounds
 from asyncstore.values import FIRST, Durability, check_start, check_trace, check_types
-from asyncstore.worklist import Terms, text_of_start
+from asyncstore.worklist import Terms
 from asyncstore.writing import Limits, Writer
 
 if TYPE_CHECKING:
@@ -137,13 +139,13 @@ class Store:
         )
         self.positions = Positions(router, names)
         self.snapshots = Snapshots(router, names)
-        self.subscriptions = Subscriptions(router, names, reader, self.positions)
+        self._registry = Registry(router, names, reader)
+        self.subscriptions = Subscriptions(router, names, self._registry, self.positions)
         self._folder = Folder(self.events, self.snapshots)
         self._reader = reader
         self._handlers: list[Handler] = []
-        self._doorbell = Doorbell(
-            self._dial, router.answers.refused, [names.live(ALL)], settings.timeout
-        )
+        self._doorbell = Doorbell(router, names, settings.timeout)
+        self._sweeper = Sweeper(router, names, self._doorbell)
 
     @property
     def settings(self) -> Settings:
@@ -268,7 +270,7 @@ class Store:
         terms = Terms(
             check_name("handler", handler),
             check_edition(edition),
-            text_of_start(check_start("start", start)),
+            check_start("start", start),
             check_types(types),
             check_whole_number("batch", batch, least=1),
             check_seconds("lease", lease, least=0.05),
@@ -278,6 +280,8 @@ class Store:
             self._router,
             self._keys,
             self._doorbell,
+            self._sweeper,
+            self._registry,
             self.subscriptions,
             None if domain is None else check_name("domain", domain),
             terms,
@@ -356,13 +360,6 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {self._settings.where()} prefix={self._settings.key_prefix!r}>"
 
-    async def _dial(self) -> asyncio.StreamWriter:
-        """Return a connection to hear channels on."""
-        if self._keys.by_slot:
-            why = "listening and subscriptions are not there for clusters yet"
-            raise ConfigurationError("urls", why, "the settings")
-        return await self._router.servers().node_of(None).transport.dial()
-
     async def _connect(self, stack: AsyncExitStack, *, partly: bool = False) -> None:
         seeds = self._settings.seeds()
         if seeds:
@@ -394,6 +391,8 @@ class Store:
     def _use(self, servers: Servers, stack: AsyncExitStack) -> None:
         self._router.opened(servers)
         stack.push_async_callback(self._router.aclose)
+        stack.push_async_callback(self._doorbell.aclose)
+        stack.push_async_callback(self._sweeper.aclose)
 
     def _ways(self) -> Ways:
         settings = self._settings

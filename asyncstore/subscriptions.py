@@ -14,47 +14,45 @@ from uuid import uuid4
 
 import anyio
 
-from asyncstore import forms
 from asyncstore.errors import (
     AsyncStoreError,
     CorruptPosition,
     HistoryRegressed,
     LeaseLost,
-    OutcomeUnknown,
     StoreClosed,
-    StoreFull,
-    StoreUnavailable,
     UnexpectedReply,
 )
-from asyncstore.keys import ALL
+from asyncstore.feeding import Feeder
 from asyncstore.names import check_seconds
 from asyncstore.sharing import all_of
-from asyncstore.values import Aggregate
-from asyncstore.worklist import EVERY_DOMAIN, Leased, Worklist
+from asyncstore.values import FIRST, Aggregate
+from asyncstore.worklist import Leased, Worklist
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
     from datetime import datetime
     from types import TracebackType
 
     from asyncstore.doorbell import Doorbell, Ring
+    from asyncstore.feeding import Place
     from asyncstore.keys import Keys
+    from asyncstore.nodes import Node
     from asyncstore.progress import Subscriptions
     from asyncstore.recorded import RecordedEvent
+    from asyncstore.registering import Registry
     from asyncstore.router import Router
+    from asyncstore.sweeping import Sweeper
     from asyncstore.values import Start
     from asyncstore.worklist import Known, NotLeased, Terms
 
 _log = logging.getLogger(__name__)
 
+_FEEDER: Final = "feeder"  # the name of such a task
 _AHEAD: Final = 16  # aggregates that are leased before somebody asks for them
-_MOST_RUNG: Final = 10_000  # aggregates that are known to have changed; a sweep finds the others
 _MOST_KNOWN: Final = 10_000  # aggregates of which it is remembered what was handled last
 _RENEWED_AT_ONCE: Final = 100
-_FIRST_PAUSE: Final = 0.05  # seconds after a failure; doubled each time
-_LONGEST_PAUSE: Final = 2.0
+_SCOUT_PAUSE: Final = 1.0  # seconds after a failure
 _CORRUPT_PAUSE: Final = 1.0
-_PASSING: Final = (StoreUnavailable, OutcomeUnknown, StoreFull)  # what it waits for the end of
 
 
 class SubscribeOptions(TypedDict, total=False):
@@ -154,18 +152,6 @@ class _Held:
         return self.delivery is not None and self.delivery() is None
 
 
-@dataclass(slots=True, eq=False)
-class _Feed:
-    """A domain, and when to look for work there."""
-
-    worklist: Worklist
-    next_look: float = 0.0
-
-    def look_by(self, moment: float) -> None:
-        """Look at that moment, or before."""
-        self.next_look = min(self.next_look, moment)
-
-
 class Subscription:
     """A worker of a handler; made by `Store.subscribe`.
 
@@ -178,6 +164,8 @@ class Subscription:
         router: Router,
         keys: Keys,
         doorbell: Doorbell,
+        sweeper: Sweeper,
+        registry: Registry,
         progress: Subscriptions,
         domain: str | None,
         terms: Terms,
@@ -188,6 +176,8 @@ class Subscription:
         self._router = router
         self._keys = keys
         self._doorbell = doorbell
+        self._sweeper = sweeper
+        self._registry = registry
         self._progress = progress
         self._domain = domain
         self._terms = terms
@@ -195,20 +185,18 @@ class Subscription:
         self.close_timeout = close_timeout
         self._worker = uuid4().hex
         self._leases = 0  # that were asked for
-        self._feeds: dict[str, _Feed] = {}
-        self._new_domains: set[str] = set()
-        # To be leased when there is room. Where it was tried and no answer came, the holder then.
-        self._due: OrderedDict[Aggregate, str | None] = OrderedDict()
+        self._domains: set[str] = set()  # where we work
+        self._worklists: dict[Place, Worklist] = {}
+        self._feeders: dict[Node, Feeder] = {}
+        self._to_scout: set[str] = set()  # tags under which there may be new domains
+        self._scout_wake = asyncio.Event()
         self._held: dict[Aggregate, _Held] = {}
         self._ready: deque[_Held] = deque()  # with events that nobody has yet
         self._errors: deque[AsyncStoreError] = deque()  # to be raised where deliveries are taken
         self._known: OrderedDict[Aggregate, Known] = OrderedDict()
         self._takers: deque[asyncio.Future[None]] = deque()
-        self._wake = asyncio.Event()
         self._settled = asyncio.Event()
-        self._next_sweep = 0.0
-        self._hurried: set[asyncio.Task[None]] = set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._state = "new"
 
     # Opening and closing
@@ -216,19 +204,17 @@ class Subscription:
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise StoreClosed("a subscription is entered once: call store.subscribe() again")
-        self._state = "open"
-        self._doorbell.enlist(self)
         try:
-            await self._find_domains()
-            self._tasks = [
-                asyncio.ensure_future(self._feed()),
-                asyncio.ensure_future(self._renew()),
-            ]
-            for task in self._tasks:
-                task.add_done_callback(self._task_ended)
+            self._domains = await self._begin()
+            self._state = "open"
+            self._doorbell.enlist(self)
+            self._start(self._renew())
+            if self._domain is None:
+                self._start(self._scout())
+            self._sweeper.join(self, self._sweep)
         except BaseException:
             self._state = "closed"
-            await self._doorbell.leave(self)
+            await self._leave()
             raise
         return self
 
@@ -244,23 +230,37 @@ class Subscription:
         """
         self.stop()
         with anyio.CancelScope(shield=True):
-            feeder, renewer = self._tasks
-            await asyncio.wait([feeder, *self._hurried], timeout=self.close_timeout)
+            feeders = [task for task in self._tasks if task.get_name() == _FEEDER]
+            if feeders:
+                await asyncio.wait(feeders, timeout=self.close_timeout)
             with anyio.move_on_after(self.close_timeout):
                 await self._wait_for_others(asyncio.current_task())
-            last = [feeder, renewer, *self._hurried]
-            for task in last:
-                task.cancel()
-            await asyncio.wait(last)
-            await self._release_all()
-            await self._doorbell.leave(self)
+            await self._leave()
         self._state = "closed"
+
+    async def _leave(self) -> None:
+        """Give all back, and hear nothing more."""
+        await self._sweeper.leave(self)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._release_all()
+        await self._doorbell.leave(self)
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str = "") -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name or None)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
 
     def stop(self) -> None:
         """Deliver nothing more: those who iterate come to an end. Deliveries can still be acked."""
         if self._state == "open":
             self._state = "closing"
-        self._wake.set()
+        for feeder in self._feeders.values():
+            feeder.wake()
+        self._scout_wake.set()
         for taker in self._takers:
             if not taker.done():
                 taker.set_result(None)
@@ -285,8 +285,9 @@ class Subscription:
         """
         handler, edition = self._terms.handler, self._terms.edition
         ends = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
-        await self._find_domains()
-        for domain in list(self._feeds):
+        if self._domain is None:
+            await self._scout_in(self._keys.tags())
+        for domain in sorted(self._domains):
             left = None if ends is None else max(ends - time.monotonic(), 0.0)
             await self._progress.wait_until_caught_up(
                 handler, domain, edition=edition, timeout=left
@@ -298,35 +299,39 @@ class Subscription:
             await self._settled.wait()
 
     async def _release_all(self) -> None:
-        groups: dict[str, tuple[Worklist, list[Leased]]] = {}
-        for held in self._all_held():
-            group = groups.setdefault(held.aggregate.domain, (held.worklist, []))
-            group[1].append(held.leased)
+        held = self._all_held()
         self._held.clear()
         self._ready.clear()
-        for worklist, leases in groups.values():
-            for start in range(0, len(leases), _RENEWED_AT_ONCE):
-                try:
-                    await worklist.release(leases[start : start + _RENEWED_AT_ONCE])
-                except AsyncStoreError as error:
-                    _log.warning("leases were not given back and end by themselves: %s", error)
+        for error in await self._for_each_worklist(held, _release):
+            _log.warning("leases were not given back and end by themselves: %s", error)
+
+    async def _for_each_worklist(
+        self, held: list[_Held], what: Callable[[Worklist, list[_Held]], Coroutine[Any, Any, None]]
+    ) -> list[AsyncStoreError]:
+        """Do something with what is held, a call for each worklist; return what went wrong."""
+        groups: dict[Place, list[_Held]] = {}
+        for one in held:
+            groups.setdefault((one.worklist.domain, one.worklist.tag), []).append(one)
+        calls = [
+            _attempt(what(some[0].worklist, some[start : start + _RENEWED_AT_ONCE]))
+            for some in groups.values()
+            for start in range(0, len(some), _RENEWED_AT_ONCE)
+        ]
+        return [error for error in await all_of(calls) if error is not None]
 
     def _all_held(self) -> list[_Held]:
         return [held for held in self._held.values() if hasattr(held, "leased")]
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if task.cancelled() or task.exception() is None:
             return
         error = task.exception()
         if not isinstance(error, AsyncStoreError):
             _log.error("a subscription of %s has failed", self._terms.handler, exc_info=error)
             error = StoreClosed(f"the subscription has failed ({type(error).__name__})")
-        self._fail(error)
+        self.fail(error)
         self.stop()
-
-    def _fail(self, error: AsyncStoreError) -> None:
-        self._errors.append(error)
-        self._wake_taker()
 
     # Taking deliveries
 
@@ -384,7 +389,9 @@ class Subscription:
         held.delivery = weakref.ref(delivery)
         held.task = asyncio.current_task()
         if len(self._ready) < _AHEAD // 2:
-            self._wake.set()
+            for feeder in self._feeders.values():
+                if feeder.lacks_room:
+                    feeder.wake()
         return delivery
 
     def _offer(self, held: _Held) -> None:
@@ -451,7 +458,7 @@ class Subscription:
                 self._terms.handler, event[0], held.aggregate, _short(reason),
             )  # fmt: skip
         self._let_go(held, is_due=outcome == "buried" or delay == 0)
-        self._look_by(held.aggregate.domain, delay)
+        self._look_by(held.aggregate, delay)
 
     async def _refuse_bad(self, held: _Held) -> None:
         """Say no to an event that can't be read: nobody can handle it."""
@@ -469,7 +476,7 @@ class Subscription:
 
     def _lost(self, held: _Held, sequence: int) -> LeaseLost:
         self._let_go(held, is_due=False)
-        self._look_by(held.aggregate.domain, 0)
+        self._look_by(held.aggregate, 0)
         self._settled.set()
         return LeaseLost(self._terms.handler, held.aggregate, sequence)
 
@@ -477,8 +484,7 @@ class Subscription:
         if self._held.get(held.aggregate) is held:
             del self._held[held.aggregate]
         if is_due:
-            self._due.setdefault(held.aggregate)
-            self._wake.set()
+            self._feeder_of(held.worklist.tag).add(held.aggregate)
 
     def _remember(self, aggregate: Aggregate, known: Known) -> None:
         self._known[aggregate] = known
@@ -486,94 +492,48 @@ class Subscription:
         if len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)
 
-    # Finding work: the feeder's task
+    # Finding work: what feeders call
 
-    async def _feed(self) -> None:
-        pause = _FIRST_PAUSE
-        while self._state == "open":
-            self._wake.clear()
-            try:
-                await self._feed_once()
-                pause = _FIRST_PAUSE
-            except StoreClosed:
-                raise
-            except AsyncStoreError as error:
-                _log.warning("%s waits: %s", self._terms.handler, error)
-                if not isinstance(error, _PASSING):
-                    self._fail(error)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                continue
-            await self._wait()
+    def share(self) -> int:
+        """Return how many aggregates a feeder may lease now."""
+        room = _AHEAD - len(self._ready)
+        return max(room // max(len(self._feeders), 1), 1) if room > 0 else 0
 
-    async def _feed_once(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now >= self._next_sweep:
-            self._next_sweep = now + self._sweep
-            await self._find_domains()
-            for feed in self._feeds.values():
-                feed.look_by(now)
-        elif self._new_domains:
-            await self._find_domains()
-        for feed in list(self._feeds.values()):
-            if feed.next_look <= now and len(self._due) < self._room():
-                await self._look(feed, now)
-        count = min(self._room(), len(self._due))
-        chosen = [self._due.popitem(last=False) for _ in range(count)]
-        if chosen:
-            await all_of(self._lease(*one) for one in chosen)
+    def is_open(self) -> bool:
+        """Whether it takes any more."""
+        return self._state == "open"
 
-    def _room(self) -> int:
-        return max(_AHEAD - len(self._ready), 0)
+    def worklist(self, place: Place) -> Worklist:
+        """Return the work at a place."""
+        if place not in self._worklists:
+            self._worklists[place] = Worklist(self._router, self._keys, *place, self._terms)
+        return self._worklists[place]
 
-    async def _look(self, feed: _Feed, now: float) -> None:
-        most = self._room() - len(self._due)
-        polled = await feed.worklist.poll(most)
-        for root in polled.due:
-            aggregate = Aggregate(feed.worklist.domain, root, self._terms.edition)
-            if aggregate not in self._held:
-                self._due.setdefault(aggregate)
-        if polled.changed:
-            await feed.worklist.sweep(polled)
-        if polled.changed or len(polled.due) == most:
-            feed.next_look = now
-        else:
-            feed.next_look = now + self._sweep if polled.wait is None else now + polled.wait
+    def is_held(self, aggregate: Aggregate) -> bool:
+        """Whether it has leased an aggregate, or is about to."""
+        return aggregate in self._held
 
-    async def _wait(self) -> None:
-        """Wait until there is something to do."""
-        now = asyncio.get_running_loop().time()
-        moment = self._next_sweep
-        if self._room():
-            if self._due:
-                return
-            moment = min([moment, *(feed.next_look for feed in self._feeds.values())])
-        if moment > now and not self._wake.is_set():
-            try:
-                async with asyncio.timeout(moment - now):
-                    await self._wake.wait()
-            except TimeoutError:
-                return
+    def new_holder(self) -> str:
+        """Return a name that no other lease has."""
+        self._leases += 1
+        return f"{self._worker}.{self._leases}"
 
-    async def _lease(self, aggregate: Aggregate, holder: str | None) -> None:
+    async def lease(self, aggregate: Aggregate, holder: str) -> None:
         """Lease an aggregate, if there is something to do in it."""
         if aggregate in self._held:
             return
-        worklist = self._feeds[aggregate.domain].worklist
+        worklist = self.worklist((aggregate.domain, self._keys.tag_of(aggregate.root)))
         held = self._held[aggregate] = _Held(aggregate, worklist)
-        if holder is None:
-            self._leases += 1
-            holder = f"{self._worker}.{self._leases}"
         try:
             found = await worklist.lease(aggregate, holder, self._known.get(aggregate))
         except UnexpectedReply as error:
             # Something else is in its keys. The other aggregates must not wait for it.
             _log.error("%s can't go on with %s: %s", self._terms.handler, aggregate, error)
             self._let_go(held, is_due=False)
+            self._look_by(aggregate, self._terms.lease)
             return
         except BaseException:
             self._let_go(held, is_due=False)
-            self._due[aggregate] = holder
             raise
         if isinstance(found, Leased):
             held.leased = found
@@ -586,6 +546,11 @@ class Subscription:
         else:
             self._not_leased(held, found)
 
+    def fail(self, error: AsyncStoreError) -> None:
+        """Have an error raised where deliveries are taken."""
+        self._errors.append(error)
+        self._wake_taker()
+
     async def _pass_over(self, held: _Held) -> None:
         """Forget a dead letter that was to be handled again, and whose event is gone."""
         leased = held.leased
@@ -595,52 +560,77 @@ class Subscription:
     def _not_leased(self, held: _Held, found: NotLeased) -> None:
         self._let_go(held, is_due=found.why == "more" or (found.why == "idle" and held.was_rung))
         if found.why == "taken":
-            self._look_by(held.aggregate.domain, found.numbers[0] / 1_000_000)
+            self._look_by(held.aggregate, found.numbers[0] / 1_000_000)
         elif found.why == "regressed":
             self._known.pop(held.aggregate, None)
-            self._fail(HistoryRegressed(held.aggregate, *found.numbers))
+            self._look_by(held.aggregate, self._terms.lease)
+            self.fail(HistoryRegressed(held.aggregate, *found.numbers))
         elif found.why == "unreadable":
-            self._fail(CorruptPosition(self._keys.position(self._terms.handler, held.aggregate)))
+            self._look_by(held.aggregate, self._terms.lease)
+            self.fail(CorruptPosition(self._keys.position(self._terms.handler, held.aggregate)))
 
-    def _look_by(self, domain: str, seconds: float) -> None:
-        now = asyncio.get_running_loop().time()
-        self._feeds[domain].look_by(now + seconds)
-        self._wake.set()
+    def _look_by(self, aggregate: Aggregate, seconds: float) -> None:
+        """Look at the worklist of an aggregate in so many seconds, or before."""
+        self._look_at((aggregate.domain, self._keys.tag_of(aggregate.root)), seconds)
+
+    def _look_at(self, place: Place, seconds: float) -> None:
+        moment = asyncio.get_running_loop().time() + seconds
+        self._feeder_of(place[1]).look_by(place, moment)
+
+    def _feeder_of(self, tag: str) -> Feeder:
+        """Return the feeder of the server that has a tag."""
+        node, _ = self._router.home_of(tag)  # a tag is in its own slot, as a root is
+        if node not in self._feeders:
+            nodes = set(self._router.nodes())
+            for other in [other for other in self._feeders if other not in nodes]:
+                self._feeders.pop(other).retire()
+            feeder = self._feeders[node] = Feeder(self, self._terms.handler)
+            self._start(feeder.run(), _FEEDER)
+        return self._feeders[node]
 
     # Domains
 
-    async def _find_domains(self) -> None:
-        """Begin in the domains that are there now, and were not before."""
-        self._new_domains.clear()
-        if self._domain is not None:
-            if self._domain not in self._feeds:
-                await self._begin(self._domain, None)
+    async def _begin(self) -> set[str]:
+        """Register the handler; return the domains that it works on."""
+        if self._domain is None:
+            return await self._registry.begin_everywhere(self._terms)
+        await self._registry.begin(self._domain, self._terms)
+        return {self._domain}
+
+    async def _scout(self) -> None:
+        """Look which domains are under the tags that have changed."""
+        while self.is_open():
+            self._scout_wake.clear()
+            tags, self._to_scout = self._to_scout, set()
+            try:
+                await self._scout_in(sorted(tags))
+            except StoreClosed:
+                raise
+            except AsyncStoreError as error:
+                _log.warning("%s waits: %s", self._terms.handler, error)
+                self._to_scout |= tags
+                await asyncio.sleep(_SCOUT_PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
+                continue
+            await self._scout_wake.wait()
+
+    async def _scout_in(self, tags: Sequence[str]) -> None:
+        for tag, domains in (await self._registry.domains(tags)).items():
+            for domain in domains:
+                if domain not in self._domains:
+                    await self._registry.begin(domain, self._terms, FIRST)
+                    self._domains.add(domain)
+                self._look_at((domain, tag), 0)
+
+    # What the sweeper calls
+
+    def moved(self, tags: Sequence[str]) -> None:
+        """Look at what there is under these tags."""
+        if self._domain is None:
+            self._to_scout.update(tags)
+            self._scout_wake.set()
             return
-        everywhere = Worklist(self._router, self._keys, EVERY_DOMAIN, ALL, self._terms)
-        is_new = not self._feeds and await everywhere.subscribe() == "marking"
-        for domain in await self._domains():
-            if domain not in self._feeds:
-                await self._begin(domain, None if is_new else "first")
-        if is_new:
-            await everywhere.sweep(await everywhere.poll(0))
-
-    async def _domains(self) -> list[str]:
-        key = self._keys.domains(ALL)
-        reply = await self._router.read(forms.is_texts, "ZRANGE", key, "-", "+", "BYLEX")
-        return [name.decode() for name in reply]
-
-    async def _begin(self, domain: str, start: str | None) -> None:
-        """Work on a domain. Where the handler does not begin at the first event, mark where."""
-        worklist = Worklist(self._router, self._keys, domain, ALL, self._terms)
-        state = await worklist.subscribe(start)
-        while state == "marking":
-            polled = await worklist.poll(0)
-            places = [Aggregate(domain, root, self._terms.edition) for root, _ in polled.changed]
-            starts = await self._progress.starts_of(places, await worklist.start())
-            state = await worklist.sweep(polled, starts)
-            if state == "moved":
-                state = await worklist.subscribe(start)
-        self._feeds[domain] = _Feed(worklist)
+        for tag in tags:
+            self._look_at((self._domain, tag), 0)
 
     # What the doorbell calls
 
@@ -648,10 +638,9 @@ class Subscription:
         """Note which aggregates have changed."""
         if ring.edition != self._terms.edition:
             return
-        if ring.domain not in self._feeds:
+        if ring.domain not in self._domains:
             if self._domain is None:
-                self._new_domains.add(ring.domain)
-                self._wake.set()
+                self.moved([self._keys.tag_of(change.root) for change in ring.changes()])
             return
         for change in ring.changes():
             self._changed(Aggregate(ring.domain, change.root, ring.edition))
@@ -660,30 +649,11 @@ class Subscription:
         held = self._held.get(aggregate)
         if held is not None:
             held.was_rung = True
-        elif not self._due and len(self._hurried) < self._room() and self._state == "open":
-            self._hurry(aggregate)
-        elif len(self._due) < _MOST_RUNG:
-            self._due.setdefault(aggregate)
-            self._wake.set()
+        else:
+            self._feeder_of(self._keys.tag_of(aggregate.root)).hear(aggregate)
 
-    def _hurry(self, aggregate: Aggregate) -> None:
-        """Lease an aggregate now: by way of the feeder it would come some 40 microseconds later.
-
-        If that fails it is among those that are due, and the feeder goes on with it.
-        """
-        task = asyncio.ensure_future(self._lease(aggregate, None))
-        self._hurried.add(task)
-        task.add_done_callback(self._hurry_ended)
-
-    def _hurry_ended(self, task: asyncio.Task[None]) -> None:
-        self._hurried.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._wake.set()
-
-    def missed(self) -> None:
-        """Look everywhere: nobody knows what has changed."""
-        self._next_sweep = 0.0
-        self._wake.set()
+    def missed(self, tags: Collection[str]) -> None:
+        """Do nothing: the sweeper is told, too, and tells what there is to look at."""
 
     # Keeping leases: the renewer's task
 
@@ -691,35 +661,41 @@ class Subscription:
         while True:
             await asyncio.sleep(self._terms.lease / 3)
             self._drop_abandoned()
-            try:
-                await self._renew_all()
-            except StoreClosed:
-                return
-            except AsyncStoreError as error:
+            for error in await self._for_each_worklist(self._all_held(), self._renew_some):
+                if isinstance(error, StoreClosed):
+                    return
                 _log.warning("leases of %s were not renewed: %s", self._terms.handler, error)
 
     def _drop_abandoned(self) -> None:
         for held in self._all_held():
             if held.is_abandoned():
                 self._let_go(held, is_due=False)
-                self._look_by(held.aggregate.domain, 0)  # tells when the lease ends
+                self._look_by(held.aggregate, 0)  # tells when the lease ends
         self._settled.set()
 
-    async def _renew_all(self) -> None:
-        held = self._all_held()
-        for feed in list(self._feeds.values()):
-            own = [one for one in held if one.worklist is feed.worklist]
-            for start in range(0, len(own), _RENEWED_AT_ONCE):
-                some = own[start : start + _RENEWED_AT_ONCE]
-                kept = await feed.worklist.renew([one.leased for one in some])
-                for one, is_kept in zip(some, kept, strict=True):
-                    if not is_kept and self._held.get(one.aggregate) is one:
-                        self._lose(one)
+    async def _renew_some(self, worklist: Worklist, some: list[_Held]) -> None:
+        kept = await worklist.renew([one.leased for one in some])
+        for one, is_kept in zip(some, kept, strict=True):
+            if not is_kept and self._held.get(one.aggregate) is one:
+                self._lose(one)
 
     def _lose(self, held: _Held) -> None:
         self._let_go(held, is_due=True)
         if held in self._ready:
             self._ready.remove(held)
+
+
+async def _release(worklist: Worklist, some: list[_Held]) -> None:
+    await worklist.release([one.leased for one in some])
+
+
+async def _attempt(call: Coroutine[Any, Any, None]) -> AsyncStoreError | None:
+    """Make a call; return what went wrong."""
+    try:
+        await call
+    except AsyncStoreError as error:
+        return error
+    return None
 
 
 def _count_up_to(events: Iterable[RecordedEvent], through: int | None) -> int:

@@ -12,11 +12,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from asyncstore import codec, forms, keys, scripts
+from asyncstore import codec, forms, scripts
 from asyncstore.errors import CorruptEvent
 from asyncstore.names import MAIN
 from asyncstore.recorded import RecordedEvent
-from asyncstore.values import Aggregate, Start
+from asyncstore.values import Aggregate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from asyncstore.keys import Keys
     from asyncstore.router import Router
+    from asyncstore.values import Start
     from asyncstore.wire import Argument
 
 PAGE: Final = 200  # roots that are looked at in one call: less than a millisecond of the server
 _MOMENT: Final = 2_000_000  # microseconds in which those that are due can be leased
 _SEQUENCE: Final = re.compile(rb"\[(\d+),")
-EVERY_DOMAIN: Final = "*"  # no name of a domain: stands where a handler works on all of them
 
 Known = tuple[int, str]
 """The sequence of an event and its id in hexadecimal."""
@@ -37,11 +37,11 @@ Known = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a handler works; see `Store.subscribe`. `start` is as subscribe.lua has it."""
+    """How a handler works; see `Store.subscribe`."""
 
     handler: str
     edition: str
-    start: str
+    start: Start | datetime
     types: frozenset[str] | None
     batch: int
     lease: float
@@ -109,19 +109,6 @@ class Worklist:
     tag: str
     terms: Terms
 
-    async def start(self) -> Start | datetime:
-        """Return where the handler began, or is to begin."""
-        text = await self._router.read(forms.is_text_or_nil, "HGET", self._subscription(), "start")
-        return start_of((text or b"first").decode())
-
-    async def subscribe(self, start: str | None = None) -> str:
-        """Note where the handler begins, if nobody did before; return the state."""
-        terms = self.terms
-        where = [self._subscription(), self._keys.subscribed(self.tag)]
-        name = keys.subscription_in_index(terms.handler, self.domain, terms.edition)
-        state, _, _ = await self._router.run(scripts.SUBSCRIBE, where, [name, start or terms.start])
-        return str(state.decode())
-
     async def poll(self, most_due: int) -> Polled:
         """Return what there is to do."""
         where = [self._subscription(), self._roots(), self._due()]
@@ -135,13 +122,17 @@ class Worklist:
             int(wait) / 1_000_000 if wait else None,
         )
 
-    async def sweep(self, polled: Polled, starts: Sequence[int | None] = ()) -> str:
-        """Put changed roots among those that are due; return the state after it.
+    async def sweep(self, polled: Polled) -> None:
+        """Put changed roots among those that are due, unless somebody else does it."""
+        await self._sweep(polled, "", ())
 
-        `starts` are the sequences at which to begin in each, as long as that is being marked.
-        """
+    async def mark(self, polled: Polled, starts: Sequence[int | None]) -> bool:
+        """Put positions at `starts` where there are none; return whether all have one now."""
+        return await self._sweep(polled, "mark", starts) == b"marked"
+
+    async def _sweep(self, polled: Polled, mode: str, starts: Sequence[int | None]) -> bytes:
         where = [self._subscription(), self._due()]
-        arguments: list[Argument] = [self.terms.handler, polled.swept]
+        arguments: list[Argument] = [self.terms.handler, mode, polled.swept]
         arguments.append(polled.changed[-1][1] if polled.changed else polled.swept)
         arguments.append("last" if len(polled.changed) < PAGE else "")
         arguments.append(len(self._own_keys(Aggregate(MAIN, MAIN, self.terms.edition))))
@@ -149,8 +140,8 @@ class Worklist:
             where += self._own_keys(Aggregate(self.domain, root, self.terms.edition))
             start = starts[place] if starts else None
             arguments += [root, "" if start is None else start]
-        outcome, *state = await self._router.run(scripts.SWEEP, where, arguments)
-        return state[0].decode() if outcome == b"swept" else "moved"
+        (outcome,) = await self._router.run(scripts.SWEEP, where, arguments)
+        return bytes(outcome)
 
     async def lease(
         self, aggregate: Aggregate, holder: str, known: Known | None
@@ -226,7 +217,8 @@ class Worklist:
 
     async def release(self, leases: Sequence[Leased]) -> None:
         """Give back leases of which nothing was tried."""
-        await self._router.run(scripts.RELEASE, self._lease_keys(leases), _named(leases))
+        where = [self._keys.commits(self.tag), *self._lease_keys(leases)]
+        await self._router.run(scripts.RELEASE, where, _named(leases))
 
     def _lease_keys(self, leases: Sequence[Leased]) -> list[str]:
         handler = self.terms.handler
@@ -263,16 +255,6 @@ class Worklist:
 
 def _named(leases: Iterable[Leased]) -> list[Argument]:
     return [text for leased in leases for text in (leased.aggregate.root, leased.holder)]
-
-
-def text_of_start(start: Start | datetime) -> str:
-    """Return what subscribe.lua takes."""
-    return start.value if isinstance(start, Start) else f"{codec.to_microseconds(start)}"
-
-
-def start_of(text: str) -> Start | datetime:
-    """Return what `text_of_start` was made of."""
-    return Start(text) if text.isalpha() else codec.from_microseconds(int(text))
 
 
 def to_microseconds(seconds: float) -> int:

@@ -29,12 +29,6 @@ from tests.servers import Server
 SECONDS = 20
 
 
-@pytest.fixture(autouse=True)
-def _one_server(server: Server) -> None:
-    if server.is_cluster:
-        pytest.skip("not there for clusters yet")
-
-
 async def taken(live: Listener, count: int) -> list[RecordedEvent]:
     """The next events, as many as that."""
     async with asyncio.timeout(SECONDS):

@@ -42,12 +42,6 @@ SECONDS = 20
 SOON = 0.05  # a sweep that tests wait for
 
 
-@pytest.fixture(autouse=True)
-def _one_server(server: Server) -> None:
-    if server.is_cluster:
-        pytest.skip("not there for clusters yet")
-
-
 async def take(sub: Subscription, count: int = 1) -> list[Delivery]:
     """The next deliveries, none of them acked."""
     async with asyncio.timeout(SECONDS):

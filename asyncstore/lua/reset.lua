@@ -1,19 +1,21 @@
 #!lua
 -- Puts a handler back, or forwards, in some aggregates. Leases end, and dead letters are forgotten.
--- KEYS: due, dead letters, then for each aggregate position, lease, handlers, events; on another
+-- KEYS: commits, due, dead letters, then for each aggregate position, lease, handlers, events; on another
 --       edition than main also divergence, the events of main, attached (see keys.py)
 -- ARGV: handler, how many keys each has, then for each root, and the sequence to begin at ('' for
 --       its end)
 -- Reply: {'ok'}
+-- include: commit.lua
 -- include: timeline.lua
 -- include: leases.lua
 -- include: handling.lua
-local due, dead = KEYS[1], KEYS[2]
+local commits, due, dead = KEYS[1], KEYS[2], KEYS[3]
 local handler, width = ARGV[1], tonumber(ARGV[2])
-local FIRST_KEY, argument = 3, 3
+local FIRST_KEY, argument = 4, 3
 
 redis.call('ZCARD', due) -- these fail here, before the first write, if they are something else
 redis.call('ZCARD', dead)
+take_commits(commits, 1) -- tells those who sweep that there is something to do
 for place = FIRST_KEY, #KEYS, width do
   local position, lease, handlers, events = KEYS[place], KEYS[place + 1], KEYS[place + 2], KEYS[place + 3]
   local divergence, main, attached = nil, nil, nil

@@ -1,23 +1,27 @@
 #!lua
--- Puts aggregates that a handler is behind in among those that are due. While it marks where to
--- begin, gives those a position that have none.
+-- Puts aggregates that a handler is behind in among those that are due. Where it marks where the
+-- handler begins, those get a position that have none; that is done once for a tag.
 -- KEYS: subscription, due, then for each aggregate position, lease, handlers, events; on another
 --       edition than main also divergence, the events of main, attached (see keys.py)
--- ARGV: handler, the number of the commit up to which roots were looked at, the number up to which
---       they are now, 'last' if there were no more when these were read or '', how many keys each
---       has, then for each root, and the sequence at which to begin there ('' for its end)
--- Reply: {'swept' or 'marked', state}, or {'moved'} when somebody else has looked at them meanwhile
+-- ARGV: handler, 'mark' or '', the number of the commit up to which roots were looked at, the number
+--       up to which they are now, 'last' if there were no more when these were read or '', how many
+--       keys each has, then for each root, and the sequence at which to begin there ('' for its end)
+-- Reply: {'swept'}; {'moved'} when somebody else has looked at them meanwhile; or {'marked'} when all
+--        have their mark
 -- include: timeline.lua
 -- include: positions.lua
 -- include: leases.lua
 -- include: handling.lua
 local subscription, due = KEYS[1], KEYS[2]
-local handler, from, to, is_last, width = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == 'last', tonumber(ARGV[5])
-local FIRST_KEY, FIRST_ARGUMENT = 3, 6
+local handler, is_marking, from, to = ARGV[1], ARGV[2] == 'mark', ARGV[3], ARGV[4]
+local is_last, width = ARGV[5] == 'last', tonumber(ARGV[6])
+local FIRST_KEY, FIRST_ARGUMENT = 3, 7
 
-local known = redis.call('HMGET', subscription, 'state', 'swept')
-local is_marking = known[1] == 'marking'
-if known[2] ~= from then
+local known = redis.call('HMGET', subscription, 'marked', 'swept')
+if is_marking and known[1] then
+  return { 'marked' }
+end
+if (known[2] or '0') ~= from then
   return { 'moved' }
 end
 redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
@@ -52,6 +56,7 @@ for place = FIRST_KEY, #KEYS, width do
 end
 redis.call('HSET', subscription, 'swept', to)
 if is_marking and is_last then
-  redis.call('HSET', subscription, 'state', 'live')
+  redis.call('HSET', subscription, 'marked', 1)
+  return { 'marked' }
 end
-return { 'swept', is_marking and not is_last and 'marking' or 'live' }
+return { 'swept' }

@@ -1,0 +1,252 @@
+"""Finds work for a subscription on one server, and leases it, with pauses when that fails.
+
+On a cluster a subscription has a feeder for each primary, so that one which does not answer keeps
+nobody from what the others have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import math
+import random
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from asyncstore.errors import (
+    AsyncStoreError,
+    OutcomeUnknown,
+    StoreClosed,
+    StoreFull,
+    StoreUnavailable,
+)
+from asyncstore.sharing import all_of
+from asyncstore.values import Aggregate
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from asyncstore.worklist import Worklist
+
+_log = logging.getLogger(__name__)
+
+_MOST_RUNG: Final = 10_000  # aggregates that are known to have changed; a sweep finds the others
+_LOOKS_AT_ONCE: Final = 32
+_FIRST_PAUSE: Final = 0.05  # seconds after a failure; doubled each time
+_LONGEST_PAUSE: Final = 2.0
+_PASSING: Final = (StoreUnavailable, OutcomeUnknown, StoreFull)  # what it waits for the end of
+
+H = TypeVar("H", bound="Hashable")
+
+Place = tuple[str, str]
+"""A domain and a tag: where there is one worklist."""
+
+
+class Agenda(Generic[H]):
+    """What is to be looked at when, by the clock of the event loop; each at one moment only."""
+
+    def __init__(self) -> None:
+        self._moments: dict[H, float] = {}
+        self._heap: list[tuple[float, int, H]] = []  # some are of the past
+        self._numbers = itertools.count()
+
+    def put(self, what: H, moment: float) -> None:
+        """Look at it at that moment, or before."""
+        if moment < self._moments.get(what, math.inf):
+            self._moments[what] = moment
+            heapq.heappush(self._heap, (moment, next(self._numbers), what))
+
+    def take(self, now: float, most: int) -> list[H]:
+        """Take what is to be looked at by now, the first ones of it."""
+        taken: list[H] = []
+        while len(taken) < most and self.next_moment() <= now:
+            _, _, what = heapq.heappop(self._heap)
+            del self._moments[what]
+            taken.append(what)
+        return taken
+
+    def next_moment(self) -> float:
+        """Return when the next one is to be looked at; infinity if there is none."""
+        while self._heap:
+            moment, _, what = self._heap[0]
+            if self._moments.get(what) == moment:
+                return moment
+            heapq.heappop(self._heap)
+        return math.inf
+
+
+class Desk(Protocol):
+    """The subscription, as its feeders know it."""
+
+    def share(self) -> int:
+        """Return how many aggregates a feeder may lease now."""
+
+    def is_open(self) -> bool:
+        """Whether it takes any more."""
+
+    def worklist(self, place: Place) -> Worklist:
+        """Return the work at a place."""
+
+    def is_held(self, aggregate: Aggregate) -> bool:
+        """Whether it has leased an aggregate, or is about to."""
+
+    def new_holder(self) -> str:
+        """Return a name that no other lease has."""
+
+    async def lease(self, aggregate: Aggregate, holder: str) -> None:
+        """Lease an aggregate, if there is something to do in it."""
+
+    def fail(self, error: AsyncStoreError) -> None:
+        """Take an error that the application has to know of."""
+
+
+class Feeder:
+    """Looks for what a handler has to do on one server. `run` is its task."""
+
+    def __init__(self, desk: Desk, name: str) -> None:
+        self._desk = desk
+        self._name = name
+        # To be leased when there is room. Where it was tried and no answer came, the holder then.
+        self._due: OrderedDict[Aggregate, str | None] = OrderedDict()
+        self._agenda: Agenda[Place] = Agenda()
+        self._wake = asyncio.Event()
+        self._hurried: set[asyncio.Task[None]] = set()
+        self._is_retired = False
+        self.lacks_room = False
+
+    def hear(self, aggregate: Aggregate) -> None:
+        """Lease an aggregate that has changed, at once if nothing waits before it.
+
+        By way of the task it would come some 40 microseconds later. If that fails it is among those
+        that are due.
+        """
+        if self._due or len(self._hurried) >= self._desk.share() or not self._desk.is_open():
+            self.add(aggregate)
+            return
+        task = asyncio.ensure_future(self._lease(aggregate, None))
+        self._hurried.add(task)
+        task.add_done_callback(self._hurry_ended)
+
+    def _hurry_ended(self, task: asyncio.Task[None]) -> None:
+        self._hurried.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._wake.set()
+
+    def add(self, aggregate: Aggregate) -> None:
+        """Lease an aggregate soon."""
+        if len(self._due) < _MOST_RUNG:
+            self._due.setdefault(aggregate)
+            self._wake.set()
+
+    def look_by(self, place: Place, moment: float) -> None:
+        """Look at a place at that moment, or before."""
+        self._agenda.put(place, moment)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Go on, as there is room, or an end."""
+        self._wake.set()
+
+    def retire(self) -> None:
+        """End when there is nothing left to do: new work goes to others."""
+        self._is_retired = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Find work until the subscription ends."""
+        try:
+            await self._run()
+            if self._hurried:
+                await asyncio.wait(self._hurried)
+        finally:
+            for task in self._hurried:
+                task.cancel()
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while self._desk.is_open() and not self._is_done():
+            self._wake.clear()
+            try:
+                await self._feed()
+                pause = _FIRST_PAUSE
+            except StoreClosed:
+                raise
+            except AsyncStoreError as error:
+                _log.warning("%s waits: %s", self._name, error)
+                if not isinstance(error, _PASSING):
+                    self._desk.fail(error)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            await self._wait()
+
+    def _is_done(self) -> bool:
+        return self._is_retired and not self._due and math.isinf(self._agenda.next_moment())
+
+    async def _feed(self) -> None:
+        """Look where it is time, and lease as much as there is room for."""
+        room = self._desk.share()
+        if len(self._due) < room:
+            places = self._agenda.take(_now(), _LOOKS_AT_ONCE)
+            most = max((room - len(self._due)) // max(len(places), 1), 1)
+            await all_of(self._look(place, most) for place in places)
+        count = min(room, len(self._due))
+        chosen = [self._due.popitem(last=False) for _ in range(count)]
+        if chosen:
+            await all_of(self._lease(*one) for one in chosen)
+
+    async def _look(self, place: Place, most: int) -> None:
+        """Take what is due at a place, and have what has changed there made due."""
+        worklist = self._desk.worklist(place)
+        now = _now()
+        try:
+            polled = await worklist.poll(most)
+            if polled.changed:
+                await worklist.sweep(polled)
+        except BaseException:
+            self._agenda.put(place, now)
+            raise
+        self._take(worklist, polled.due)
+        if polled.changed or len(polled.due) == most:
+            self._agenda.put(place, now)
+        elif polled.wait is not None:
+            self._agenda.put(place, now + polled.wait)
+
+    def _take(self, worklist: Worklist, roots: Sequence[str]) -> None:
+        for root in roots:
+            aggregate = Aggregate(worklist.domain, root, worklist.terms.edition)
+            if not self._desk.is_held(aggregate):
+                self._due.setdefault(aggregate)
+
+    async def _lease(self, aggregate: Aggregate, holder: str | None) -> None:
+        name = holder or self._desk.new_holder()
+        try:
+            await self._desk.lease(aggregate, name)
+        except BaseException:
+            self._due[aggregate] = name  # the lease may be ours all the same
+            raise
+
+    async def _wait(self) -> None:
+        """Wait until there is something to do."""
+        moment = math.inf
+        self.lacks_room = not self._desk.share()
+        if not self.lacks_room:
+            if self._due:
+                return
+            moment = self._agenda.next_moment()
+        left = None if math.isinf(moment) else max(moment - _now(), 0.0)
+        if left == 0.0 or self._wake.is_set():
+            return
+        try:
+            async with asyncio.timeout(left):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        finally:
+            self.lacks_room = False
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
