@@ -55,7 +55,7 @@ class Sweeper:
         self._known: list[bytes | None] = []  # None where nothing is there, or it is to be told
         self._homes: list[Node] = []  # where that was read
         self._under_way: set[Node] = set()
-        self._is_asked = False  # for a read that begins after the one under way
+        self._again: set[Node] = set()  # of these, as what they were asked for may be old
         self._took = 0.0  # seconds, the last read
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -68,7 +68,7 @@ class Sweeper:
         self._members[member] = every
         if self._task is not None:
             member.moved(self.filled())
-            self._wake.set()
+            self._begin_anew()
             return
         tags = self._keys.tags()
         self._commands = [["GET", self._keys.commits(tag)] for tag in tags]
@@ -112,6 +112,11 @@ class Sweeper:
         for place, tag in enumerate(self._keys.tags()):
             if tag in wanted:
                 self._known[place] = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Have all read that is there from now on."""
+        self._again |= self._under_way
         self._wake.set()
 
     # The task
@@ -122,9 +127,7 @@ class Sweeper:
                 self._wake.clear()
                 for node, places in self._by_home().items():
                     # A node that does not answer keeps the others from nothing.
-                    if node in self._under_way:
-                        self._is_asked = True
-                    else:
+                    if node not in self._under_way:
                         self._under_way.add(node)
                         reads.create_task(self._read(node, places))
                 with contextlib.suppress(TimeoutError):
@@ -166,8 +169,8 @@ class Sweeper:
             self._compare(places, values)
         finally:
             self._under_way.discard(node)
-            if self._is_asked:
-                self._is_asked = False
+            if node in self._again:
+                self._again.discard(node)
                 self._wake.set()
 
     def _compare(self, places: list[int], values: list[bytes | None]) -> None:
