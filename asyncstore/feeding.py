@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MOST_RUNG: Final = 10_000  # aggregates that are known to have changed; a sweep finds the others
-_LOOKS_AT_ONCE: Final = 32
 _FIRST_PAUSE: Final = 0.05  # seconds after a failure; doubled each time
 _LONGEST_PAUSE: Final = 2.0
 _PASSING: Final = (StoreUnavailable, OutcomeUnknown, StoreFull)  # what it waits for the end of
@@ -158,11 +157,15 @@ class Feeder:
         """Find work until the subscription ends."""
         try:
             await self._run()
-            if self._hurried:
-                await asyncio.wait(self._hurried)
+            await self._end_hurried()
         finally:
             for task in self._hurried:
                 task.cancel()
+            await self._end_hurried()
+
+    async def _end_hurried(self) -> None:
+        if self._hurried:
+            await asyncio.wait(list(self._hurried))
 
     async def _run(self) -> None:
         pause = _FIRST_PAUSE
@@ -188,10 +191,11 @@ class Feeder:
     async def _feed(self) -> None:
         """Look where it is time, and lease as much as there is room for."""
         room = self._desk.share()
-        if len(self._due) < room:
-            places = self._agenda.take(_now(), _LOOKS_AT_ONCE)
-            most = max((room - len(self._due)) // max(len(places), 1), 1)
-            await all_of(self._look(place, most) for place in places)
+        lacking = room - len(self._due)
+        if lacking > 0:
+            places = self._agenda.take(_now(), lacking)
+            # What is taken at one place is kept from other workers for a while.
+            await all_of(self._look(place, lacking // len(places)) for place in places)
         count = min(room, len(self._due))
         chosen = [self._due.popitem(last=False) for _ in range(count)]
         if chosen:

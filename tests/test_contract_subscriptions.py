@@ -470,6 +470,7 @@ class TestSharing:
                 own.subscribe("projector", "orders", sweep=SOON, batch=2) as sub,
             ):
                 workers.append(sub)
+                await eventually(lambda: len(workers) == 4, "all have begun")
                 async for delivery in sub:
                     seen.append((delivery.event.aggregate.root, delivery.event.sequence))
                     shares[number] += 1
