@@ -6,25 +6,30 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
+import anyio.from_thread
 import pytest
 import redis
 
 import asyncstore
 from asyncstore import (
     ANY,
+    FIRST,
     NEW,
+    NOW,
     Aggregate,
     Durability,
     LeaseLost,
     Listener,
     ListenerLagged,
     OutcomeUnknown,
+    Start,
     Store,
     StoreUnavailable,
+    Subscription,
     embedded_cluster,
 )
 from asyncstore.embedded_cluster import Cluster, Node
@@ -53,7 +58,7 @@ def opened(cluster: Cluster, **options: Any) -> Store:
 
 def ask(node: Node, *words: str | int) -> Any:
     with redis.Redis.from_url(node.url) as client:
-        return client.execute_command(*words)  # type: ignore[no-untyped-call]
+        return client.execute_command(*words)
 
 
 def primaries(cluster: Cluster) -> list[Node]:
@@ -255,18 +260,113 @@ async def test_listeners_go_along(fault: Fault) -> None:
 
 
 async def test_what_is_appended_wakes_a_worker_after_a_move() -> None:
-    async with running() as cluster, opened(cluster) as store:
-        async with store.subscribe("projector", "orders", sweep=600) as sub:
-            bell = store._doorbell
-            await eventually(lambda: not bell._silent, "all is heard")
-            for fault in (slots_move, a_primary_steps_down):
-                await fault(cluster)
-                await asyncio.gather(
-                    *(
-                        store.events.append(Aggregate("orders", root), numbered(1), expected=ANY)
-                        for root in roots()
-                    )
+    async with (
+        running() as cluster,
+        opened(cluster) as store,
+        store.subscribe("projector", "orders", sweep=600) as sub,
+    ):
+        bell = store._doorbell
+        await eventually(lambda: not bell._silent, "all is heard")
+        for fault in (slots_move, a_primary_steps_down):
+            await fault(cluster)
+            await asyncio.gather(
+                *(
+                    store.events.append(Aggregate("orders", root), numbered(1), expected=ANY)
+                    for root in roots()
                 )
-                async with asyncio.timeout(SECONDS):
-                    for _ in roots():
-                        await (await anext(sub)).ack()
+            )
+            async with asyncio.timeout(SECONDS):
+                for _ in roots():
+                    await (await anext(sub)).ack()
+
+
+# What it costs, and what it leaves
+
+
+def keys_of(cluster: Cluster, prefix: str) -> set[str]:
+    found: set[str] = set()
+    for node in primaries(cluster):
+        with redis.Redis.from_url(node.url) as client:
+            found |= {key.decode() for key in client.scan_iter(match=f"{prefix}*", count=10_000)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster that stays as it is."""
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(embedded_cluster.running(node_timeout=30)) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.mark.parametrize("start", [FIRST, NOW])
+async def test_a_handler_leaves_keys_only_where_something_is(
+    cluster: Cluster, prefix: str, start: Start
+) -> None:
+    async with opened(cluster, key_prefix=prefix) as store:
+        for domain in ("orders", None):
+            async with store.subscribe("projector", domain, start=start):
+                pass
+        assert {key.removeprefix(prefix).split(":")[0] for key in keys_of(cluster, prefix)} == {
+            "layout", "subscribed", "subscriptions",
+        }  # fmt: skip
+        before = len(keys_of(cluster, prefix))
+        async with store.subscribe("projector", "orders", start=start) as sub:
+            await store.events.append(ORDER, numbered(1), expected=NEW)
+            async with asyncio.timeout(SECONDS):
+                await (await anext(sub)).ack()
+        assert len(keys_of(cluster, prefix)) - before < 12
+
+
+async def test_a_silent_primary_keeps_nobody_from_the_others(cluster: Cluster, prefix: str) -> None:
+    silent = primaries(cluster)[0]
+    mine = set(slots_at(silent))
+    places = [Aggregate("orders", f"{n}") for n in range(300)]
+    hidden = [place for place in places if slot_of_tag(place.root) in mine]
+    others = [place for place in places if place not in hidden]
+    acked: set[Aggregate] = set()
+
+    async def work(sub: Subscription) -> None:
+        async for delivery in sub:
+            with suppress(StoreUnavailable, OutcomeUnknown):
+                await delivery.ack()
+                acked.add(delivery.event.aggregate)
+
+    async with opened(cluster, key_prefix=prefix, timeout=5) as store:
+        for place in hidden:
+            await store.events.append(place, numbered(1), expected=NEW)
+        sub = store.subscribe("projector", "orders", sweep=0.1, lease=0.3)
+        async with sub, asyncio.TaskGroup() as tasks:
+            await eventually(lambda: not store._doorbell._silent, "all is heard")
+            await silent.pause()
+            try:
+                began = time.monotonic()
+                for _ in range(len(hidden) + 8):  # who got one of the hidden is stuck with it
+                    tasks.create_task(work(sub))
+                for place in others:
+                    await store.events.append(place, numbered(1), expected=NEW)
+                await eventually(lambda: acked >= set(others), "the others are handled")
+                assert time.monotonic() - began < 3
+            finally:
+                await silent.resume()
+            await eventually(lambda: acked >= set(places), "all are handled")
+            sub.stop()
+
+
+async def test_idle_subscriptions_cost_next_to_nothing(cluster: Cluster, prefix: str) -> None:
+    async with opened(cluster, key_prefix=prefix) as store, AsyncExitStack() as stack:
+        for n in range(10):
+            await stack.enter_async_context(store.subscribe(f"h{n}", "orders", sweep=0.5))
+        await eventually(lambda: not store._doorbell._silent, "all is heard")
+        await asyncio.sleep(1)  # what comes first is done
+        before = commands(cluster)
+        await asyncio.sleep(2)
+        done = commands(cluster) - before
+    # A sweep asks once for each slot, however many subscriptions there are.
+    assert done < 6 * 16_384 + 1_000
+
+
+def commands(cluster: Cluster) -> int:
+    return sum(ask(node, "INFO")["total_commands_processed"] for node in primaries(cluster))

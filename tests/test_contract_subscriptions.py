@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +19,7 @@ import asyncstore
 from asyncstore import (
     ANY,
     FIRST,
+    MAIN,
     NEW,
     NOW,
     Aggregate,
@@ -28,12 +31,15 @@ from asyncstore import (
     InvalidValue,
     LeaseLost,
     RecordedEvent,
+    Start,
     StillBehind,
     Store,
     StoreClosed,
     Subscription,
 )
 from asyncstore.keys import Keys
+from asyncstore.registering import Registry
+from asyncstore.worklist import Terms
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
 from tests.servers import Server, rewrite_member
@@ -218,6 +224,11 @@ async def at(store: Store, place: Aggregate, sequence: int, handler: str = "proj
     return await store.positions.get(handler, place) == sequence
 
 
+def terms(start: Start) -> Terms:
+    """Those of a projector that nobody asks for more."""
+    return Terms("projector", MAIN, start, None, 1, 30.0, None)
+
+
 class TestBeginning:
     async def test_from_now(self, store: Store, order: Aggregate) -> None:
         other = Aggregate("orders", "other")
@@ -280,6 +291,57 @@ class TestBeginning:
         await store.events.append(Aggregate("last", "1"), numbered(1), expected=NEW)
         async with store.subscribe("projector", None, start=NOW) as sub:
             assert await handle(sub, 1) == [("1", 0)]
+
+    async def test_who_comes_late_marks_nothing_that_came_later(
+        self, server: Server, prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await fill(store, 5, 1)
+        places = [Aggregate("orders", f"r{n}") for n in range(40)]
+        mark, has_come, go_on = Registry._mark, asyncio.Event(), asyncio.Event()
+
+        async def mark_late(registry: Registry, *arguments: Any) -> None:
+            if registry is late._registry:
+                has_come.set()
+                await go_on.wait()
+            await mark(registry, *arguments)
+
+        monkeypatch.setattr(Registry, "_mark", mark_late)
+        async with asyncstore.open(server.url, key_prefix=prefix) as late:
+            entering = asyncio.ensure_future(late._registry.begin("orders", terms(NOW)))
+            await has_come.wait()  # it knows what there was
+            async with store.subscribe("projector", "orders", start=NOW) as sub:
+                await asyncio.gather(
+                    *(store.events.append(p, numbered(1), expected=ANY) for p in places)
+                )
+                go_on.set()
+                await entering
+                seen = await handle(sub, 40)
+                assert await nothing_comes(sub)
+        assert sorted(seen) == sorted((p.root, int(n < 5)) for n, p in enumerate(places))
+
+    async def test_one_that_died_while_it_marked(
+        self, server: Server, prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        places = await fill(store, 20, 2)
+        mark = Registry._mark
+
+        async def mark_some(registry: Registry, *arguments: Any) -> None:
+            if random.random() < 0.5:
+                raise StoreClosed("it has died")
+            await mark(registry, *arguments)
+
+        monkeypatch.setattr(Registry, "_mark", mark_some)
+        dying = store.subscribe("projector", "orders", start=NOW)
+        with suppress(StoreClosed):
+            async with dying:
+                pass
+        monkeypatch.undo()
+        async with store.subscribe("projector", "orders", start=FIRST) as sub:
+            await asyncio.gather(
+                *(store.events.append(p, numbered(1), expected=ANY) for p in places)
+            )
+            assert sorted(await handle(sub, 20)) == sorted((p.root, 2) for p in places)
+            assert await nothing_comes(sub)
 
     async def test_beyond_a_position_that_was_put(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(5), expected=NEW)
@@ -561,6 +623,80 @@ class TestSharing:
                     await outcome.ack()
                 else:
                     await handle(sub, 1)
+
+
+class TestSweeping:
+    """What nobody was told of, or was told of in vain."""
+
+    async def test_an_append_that_was_not_heard(
+        self, store: Store, order: Aggregate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await store.events.append(order, numbered(1), expected=NEW)
+        async with (
+            store.subscribe("one", "orders", sweep=SOON) as one,
+            store.subscribe("all", None, sweep=SOON) as all_,
+        ):
+            await handle(one, 1)
+            await handle(all_, 1)
+            monkeypatch.setattr(Keys, "live", lambda *_: "")
+            await store.events.append(order, numbered(1), expected=ANY)
+            await store.events.append(Aggregate("carts", "1"), numbered(1), expected=NEW)
+            assert await handle(one, 1) == [(order.root, 1)]
+            assert sorted(await handle(all_, 2)) == sorted([(order.root, 1), ("1", 0)])
+
+    async def test_numbers_that_were_taken_back_and_given_again(
+        self,
+        server: Server,
+        prefix: str,
+        store: Store,
+        order: Aggregate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        keys = server.keys(prefix)
+        tag = keys.tag_of(order.root)
+        commits = keys.commits(tag)
+        await store.events.append(order, numbered(2), expected=NEW)
+        async with store.subscribe("projector", "orders", sweep=1) as sub:
+            await handle(sub, 2)
+            with server.client() as client:  # a failover that lost a commit, and then another
+                before = cast(bytes, client.get(commits))
+                client.set(commits, b"0 " + before.split(b" ")[1])
+                client.hset(keys.subscription("projector", "orders", MAIN, tag), "swept", 0)
+                monkeypatch.setattr(Keys, "live", lambda *_: "")
+                await store.events.append(order, numbered(1, 2), expected=2)
+                after = cast(bytes, client.get(commits))
+            assert (before[:2], after[:2], before == after) == (b"1 ", b"1 ", False)
+            assert await handle(sub, 1) == [(order.root, 2)]
+
+    async def test_what_a_worker_gives_back(
+        self, server: Server, prefix: str, store: Store
+    ) -> None:
+        places = await fill(store, 8, 1)
+        async with store.subscribe("projector", "orders") as first:
+            await take(first, 3)
+            async with (
+                asyncstore.open(server.url, key_prefix=prefix) as own,
+                own.subscribe("projector", "orders", sweep=SOON) as other,
+            ):
+                assert await nothing_comes(other)
+                await first.__aexit__(None, None, None)
+                assert sorted(await handle(other, 8)) == [(place.root, 0) for place in places]
+
+    async def test_a_reset_and_a_dead_letter_from_elsewhere(
+        self, server: Server, prefix: str, store: Store
+    ) -> None:
+        (place,) = await bury(store, "projector", 1)
+        async with (
+            asyncstore.open(server.url, key_prefix=prefix) as own,
+            own.subscribe("projector", "orders", sweep=SOON) as sub,
+        ):
+            assert await nothing_comes(sub)
+            (letter,) = await listed(store.subscriptions.dead_letters("projector"))
+            await store.subscriptions.retry(letter)
+            assert await handle(sub, 1) == [(place.root, 1)]
+            assert await nothing_comes(sub)
+            await store.subscriptions.reset("projector", "orders")
+            assert [n for _, n in await handle(sub, 3)] == [0, 1, 2]
 
 
 class TestErasing:
