@@ -383,11 +383,16 @@ class Check:
         index = self._keys.correlated(run.what.removeprefix(_CORRELATION))
         if await self._look.kind(index) not in ("zset", "none"):
             return
-        if not await self._look.texts(index, *keys.places_in_index(self._aggregate), 1):
+        if not await self._is_named_in(index):
             text = f"it does not name {self._aggregate}, which has events of the correlation id"
             mend = Call(scripts.MEND_CORRELATED, (index,), (await self._place(),))
             about = keys.place_in_index(self._aggregate)
             self._tell("correlated-missing", index, run.first, text, mend, about=about)
+
+    async def _is_named_in(self, index: str) -> bool:
+        if await self._look.is_scored(index, keys.place_in_index(self._aggregate)):
+            return True
+        return bool(await self._look.texts(index, *keys.places_in_index(self._aggregate), 1))
 
     async def _place(self) -> str:
         """Return what an index of a correlation id is to name the aggregate by now."""

@@ -310,6 +310,13 @@ def without_end(member: bytes) -> bytes:
     return member[:-1]
 
 
+def keys_with(server: Server, prefix: str) -> set[str]:
+    """Return the keys with a prefix."""
+    with server.primaries() as clients:
+        found = [client.scan_iter(match=prefix + "*", count=1000) for client in clients]
+        return {key.decode() for keys in found for key in keys}
+
+
 def sweep(server: Server, prefix: str) -> None:
     """Delete a test's keys: the server may be somebody's own."""
     with server.primaries() as clients:

@@ -28,7 +28,7 @@ from asyncstore import (
     StoreUnavailable,
 )
 from tests.builders import numbered
-from tests.servers import Server
+from tests.servers import Server, keys_with
 
 IDS = [f"process-{n}" for n in range(3)]
 PLACES = [Aggregate("orders", f"{n}", "main" if n < 2 else "what-if") for n in range(4)]
@@ -170,9 +170,7 @@ async def test_erased_meanwhile(
         await play.run(store)
         for place in PLACES:
             await store.events.delete(place)
-    with server.client() as client:
-        left = {key.decode() for key in client.scan_iter(match=f"{prefix}*", count=1000)}
-    assert left <= server.lasting(prefix, *(place.root for place in PLACES))
+    assert keys_with(server, prefix) <= server.lasting(prefix, *(place.root for place in PLACES))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -255,9 +253,7 @@ async def test_a_late_removal_takes_nothing_newer_out(
         assert book.aggregate == order
         assert await other.events.delete(order) == 1
         assert await other.events.correlated("c") == []
-    with server.client() as client:
-        left = {key.decode() for key in client.scan_iter(match=f"{prefix}*", count=1000)}
-    assert left <= server.lasting(prefix, order.root)
+    assert keys_with(server, prefix) <= server.lasting(prefix, order.root)
 
 
 @pytest.mark.parametrize("where", ["main", "what-if"])
@@ -277,6 +273,4 @@ async def test_what_was_refused_is_named_nowhere_once_it_is_erased(
     (book,) = await store.events.correlated("refused")
     assert [event.sequence for event in book.events] == [1]
     assert await store.events.delete(place) == 2
-    with server.client() as client:
-        left = {key.decode() for key in client.scan_iter(match=f"{prefix}*", count=1000)}
-    assert left <= server.lasting(prefix, order.root)
+    assert keys_with(server, prefix) <= server.lasting(prefix, order.root)

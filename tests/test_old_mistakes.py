@@ -41,7 +41,7 @@ from asyncstore.keys import Keys
 from tests import servers
 from tests.builders import listed, numbered, sequences
 from tests.proxy import proxy_to
-from tests.servers import Server, redis_server, rewrite_member
+from tests.servers import Server, keys_with, redis_server, rewrite_member
 from tests.test_contract_commands import Recorder, recording
 
 CART = Source("carts", "7", "main", 3)
@@ -69,9 +69,7 @@ def numbers(events: list[asyncstore.RecordedEvent]) -> list[int]:
 
 
 def keys_of(server: Server, prefix: str) -> list[str]:
-    with server.client() as client:
-        found: list[bytes] = list(client.scan_iter(match=prefix + "*", count=1000))
-        return sorted(key.decode().removeprefix(prefix) for key in found)
+    return sorted(key.removeprefix(prefix) for key in keys_with(server, prefix))
 
 
 @pytest.mark.parametrize("where", ["main", "what-if"])
