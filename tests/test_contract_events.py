@@ -20,7 +20,7 @@ from asyncstore import (
     scripts,
 )
 from asyncstore.keys import Keys
-from tests.builders import listed, numbered, sequences
+from tests.builders import listed, numbered, roots_of_one_slot, sequences
 from tests.servers import Server
 
 
@@ -360,6 +360,24 @@ class TestListing:
         assert await listed(store.events.roots("orders", edition="what-if")) == []
         assert await listed(store.events.roots("unknown")) == []
         assert await listed(store.events.editions("orders")) == ["main"]
+
+    async def test_roots_come_least_recently_appended_to_first(self, store: Store) -> None:
+        # On a cluster that is so within a slot.
+        one, two, three = (Aggregate("orders", root) for root in roots_of_one_slot(3))
+        for place in (three, one, two, one):
+            await store.events.append(place, numbered(1), expected=ANY)
+        roots = await listed(store.events.roots("orders"))
+        assert roots == [three.root, two.root, one.root]
+
+    async def test_roots_of_all_slots(self, server: Server, store: Store) -> None:
+        places = [Aggregate("orders", f"{n}") for n in range(20)]
+        for place in places:
+            await store.events.append(place, numbered(1), expected=NEW)
+        roots = await listed(store.events.roots("orders"))
+        wanted = [place.root for place in places]
+        assert sorted(roots) == sorted(wanted)
+        # One server has one index of roots, and so one order; the slots of a cluster have none.
+        assert server.is_cluster or roots == wanted
 
     async def test_many_roots_each_once_while_others_write(self, store: Store) -> None:
         async def append(n: int) -> None:
