@@ -278,8 +278,11 @@ class TestLooking:
                 await append(store, place)
                 two.is_silent = True
                 two.cut()
+                router = router_of(store)
+                await eventually(lambda: router.lookups > 0 and not router._looks, "it looked")
                 one.view = other.view = views[1]
-                await append(store, place)
+                async with asyncio.timeout(1.5):  # the dial ends after 3 seconds
+                    await append(store, place)
                 assert other.calls == 1
 
 
@@ -338,6 +341,20 @@ class TestNodesThatLeave:
             router_of(store)._take(View((Span(0, COUNT - 1, _address(two), ()),), True, 2))
             assert await call == 5
             assert marks == [b""]
+
+    async def test_a_lane_that_is_made_after_that_is_left_too(self) -> None:
+        async with fake_cluster() as (one, two), opened(one) as store:
+            (node,) = router_of(store).nodes()
+            one.view = two.view = [two.has()]
+            await router_of(store)._look()
+            level = Durability.replicas(1)
+            ways = node._make_appender(level).send
+            keys = store._keys.timeline(ORDER)
+            answer = await ways(ORDER, keys, ["1", "", 0, "d"], [], 0, SLOT)
+            assert answer == ([b"ok", 0], [1])
+            assert node._waiting is not None
+            assert node._waiting._timer is not None
+            assert node._waiting._timer.cancelled()
 
     async def test_nodes_that_come_and_go_leave_nothing(self) -> None:
         async with fake_cluster() as (one, two), opened(one) as store:

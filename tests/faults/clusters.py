@@ -278,6 +278,7 @@ async def theatre(
 ) -> AsyncIterator[Theatre]:
     names, values = level.settings[::2], level.settings[1::2]
     settings = {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
+    settings["cluster-allow-replica-migration"] = "no"  # a node without slots stays a primary
     async with AsyncExitStack() as stack:
         running = embedded_cluster.running(
             binary=Path(binary), node_timeout=_NODE_TIMEOUT, settings=settings
