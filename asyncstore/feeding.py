@@ -36,6 +36,7 @@ _MOST_RUNG: Final = 10_000  # aggregates that are known to have changed; a sweep
 _FIRST_PAUSE: Final = 0.05  # seconds after a failure; doubled each time
 _LONGEST_PAUSE: Final = 2.0
 _PASSING: Final = (StoreUnavailable, OutcomeUnknown, StoreFull)  # what it waits for the end of
+_FIRST: Final = 0.0  # a moment that comes before those of all others
 
 H = TypeVar("H", bound="Hashable")
 
@@ -207,13 +208,14 @@ class Feeder:
         now = _now()
         try:
             polled = await worklist.poll(most)
-            if polled.changed:
-                await worklist.sweep(polled)
+            is_behind = bool(polled.changed) and await worklist.sweep(polled)
         except BaseException:
             self._agenda.put(place, now)
             raise
         self._take(worklist, polled.due)
-        if polled.changed or len(polled.due) == most:
+        if is_behind:
+            self._agenda.put(place, _FIRST)
+        elif len(polled.due) == most:
             self._agenda.put(place, now)
         elif polled.wait is not None:
             self._agenda.put(place, now + polled.wait)

@@ -132,8 +132,8 @@ def is_polled(reply: Any) -> bool:
 
 
 def is_swept(reply: Any) -> bool:
-    """What sweep.lua answers: a tag."""
-    return reply in ([b"moved"], [b"swept"], [b"marked"])
+    """What sweep.lua answers: a tag, and whether it is behind somewhere."""
+    return reply in ([b"moved"], [b"marked"], [b"swept", b""], [b"swept", b"behind"])
 
 
 def is_leased(reply: Any) -> bool:

@@ -114,7 +114,7 @@ class Subscriptions:
             forms.is_count,
             [
                 ["ZCARD", self._keys.dead_letters(handler, domain, edition, tag)]
-                for tag in self._keys.tags()
+                for tag in await self._registry.filled()
             ],
         )
         moment = None if oldest is None else codec.from_microseconds(oldest)
@@ -123,7 +123,7 @@ class Subscriptions:
 
     async def _behind(self, handler: str, domain: str, edition: str) -> AsyncIterator[_Lag]:
         """Iterate over the aggregates that the handler is behind in."""
-        tags = self._keys.tags()
+        tags = await self._registry.filled()
         places = [self._keys.subscription(handler, domain, edition, tag) for tag in tags]
         swept = await self._router.read_each(
             forms.is_place_or_nil, [["HGET", place, "swept"] for place in places]
@@ -219,7 +219,7 @@ class Subscriptions:
         """Iterate over the dead letters of a domain."""
         left = [
             (self._keys.dead_letters(handler, domain, edition, tag), b"-")
-            for tag in self._keys.tags()
+            for tag in await self._registry.filled()
         ]
         while left:
             pages = await self._router.read_each(
@@ -284,7 +284,7 @@ class Subscriptions:
         given: set[str] = set()
         roots = [
             (self._keys.roots(domain, check_edition(edition), tag), b"-inf")
-            for tag in self._keys.tags()
+            for tag in await self._registry.filled()
         ]
         async for pages in self._by_score(roots):
             new = [[root for root in page if root not in given] for page in pages]

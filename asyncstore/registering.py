@@ -50,6 +50,14 @@ class Registry:
         names = zip(tags, found, strict=True)
         return {tag: [name.decode() for name in some] for tag, some in names if some}
 
+    async def filled(self) -> list[str]:
+        """Return the tags under which there ever was something."""
+        tags = self._keys.tags()
+        numbers = await self._router.read_each(
+            forms.is_text_or_nil, [["GET", self._keys.commits(tag)] for tag in tags]
+        )
+        return [tag for tag, number in zip(tags, numbers, strict=True) if number is not None]
+
     async def begin_everywhere(self, terms: Terms) -> set[str]:
         """Register a handler of all domains; return those that there are, all registered."""
         there = await self.domains(self._keys.tags())
@@ -90,15 +98,15 @@ class Registry:
         names = _UNKNOWN if there is None else "\n".join(there)
         state, *rest = await self._router.run(scripts.SUBSCRIBE, where, [name, text, names])
         if state == b"new":
-            return await self._register(domain, terms, start, await self._filled(domain, terms))
+            return await self._register(domain, terms, start, await self._with_roots(domain, terms))
         if state == b"live":
             return None
         begins, before = (part.decode() for part in rest)
         return _start_of(begins), before.split("\n") if before else []
 
-    async def _filled(self, domain: str, terms: Terms) -> list[str]:
+    async def _with_roots(self, domain: str, terms: Terms) -> list[str]:
         """Return the tags under which a domain has roots."""
-        tags = self._keys.tags()
+        tags = await self.filled()
         counts = await self._router.read_each(
             forms.is_count,
             [["ZCARD", self._keys.roots(domain, terms.edition, tag)] for tag in tags],

@@ -224,39 +224,36 @@ class Router:
         for place, command in enumerate(commands):
             slot = slot_of(cast(str, command[1])) if self._by_slot else None
             places.setdefault(servers.node_of(slot), []).append(place)
-        replies: list[Reply] = [None] * len(commands)
-        await all_of(
-            self._read_at(node, form, commands, at, replies) for node, at in places.items()
+        found = await all_of(
+            self.read_at(node, form, [commands[place] for place in some])
+            for node, some in places.items()
         )
+        replies: list[Reply] = [None] * len(commands)
+        for some, answers in zip(places.values(), found, strict=True):
+            for place, answer in zip(some, answers, strict=True):
+                replies[place] = answer
         return replies
 
-    async def _read_at(
-        self,
-        node: Node,
-        form: Form,
-        commands: Sequence[list[Argument]],
-        places: list[int],
-        replies: list[Reply],
-    ) -> None:
-        """Put the replies of one node where they belong."""
-        for first in range(0, len(places), _QUESTIONS):
+    async def read_at(
+        self, node: Node, form: Form, commands: Sequence[list[Argument]]
+    ) -> list[Reply]:
+        """Do the same with commands whose keys are all at one server, or were until now."""
+        replies: list[Reply] = []
+        for first in range(0, len(commands), _QUESTIONS):
             # One survey after the other: calls of others come in between.
-            some = places[first : first + _QUESTIONS]
-            found = await self._survey(node, [commands[place] for place in some])
-            odd = []
-            for place, reply in zip(some, found, strict=True):
-                replies[place] = reply
-                if type(reply) is ReplyError or not form(reply):
-                    odd.append(place)
+            some = commands[first : first + _QUESTIONS]
+            found = await self._survey(node, some)
+            odd = [n for n, reply in enumerate(found) if _is_refused(reply) or not form(reply)]
             # Their slots may be elsewhere by now: each finds its own way.
             again = await all_of(
-                self._command(form, commands[place], cast(str, commands[place][1]), is_read=False)
-                for place in odd
+                self._command(form, some[n], cast(str, some[n][1]), is_read=False) for n in odd
             )
-            for place, reply in zip(odd, again, strict=True):
-                replies[place] = reply
+            for n, reply in zip(odd, again, strict=True):
+                found[n] = reply
+            replies += found
+        return replies
 
-    async def _survey(self, node: Node, commands: list[list[Argument]]) -> list[Reply]:
+    async def _survey(self, node: Node, commands: Sequence[list[Argument]]) -> list[Reply]:
         loop = self.loop()
         caller = loop.create_future()
         node.transport.send(Survey(commands, caller, loop.time()))
@@ -280,3 +277,7 @@ class Router:
         home = servers.reader_of(slot) if is_read else servers.node_of(slot).transport
         home.send(request)
         return self.answers.believed(await caller, name, form)
+
+
+def _is_refused(reply: Reply) -> bool:
+    return type(reply) is ReplyError

@@ -156,8 +156,8 @@ class Sweeper:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            values = await self._router.read_each(
-                forms.is_text_or_nil, [self._commands[place] for place in places]
+            values = await self._router.read_at(
+                node, forms.is_text_or_nil, [self._commands[place] for place in places]
             )
         except StoreClosed:
             return

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from asyncstore.keys import Keys
     from asyncstore.router import Router
     from asyncstore.values import Start
-    from asyncstore.wire import Argument
+    from asyncstore.wire import Argument, Reply
 
 PAGE: Final = 200  # roots that are looked at in one call: less than a millisecond of the server
 _MOMENT: Final = 2_000_000  # microseconds in which those that are due can be leased
@@ -122,15 +122,16 @@ class Worklist:
             int(wait) / 1_000_000 if wait else None,
         )
 
-    async def sweep(self, polled: Polled) -> None:
-        """Put changed roots among those that are due, unless somebody else does it."""
-        await self._sweep(polled, "", ())
+    async def sweep(self, polled: Polled) -> bool:
+        """Put changed roots among those that are due; return whether there is more to look at."""
+        outcome = await self._sweep(polled, "", ())
+        return len(polled.changed) == PAGE or bool(outcome != [b"swept", b""])
 
     async def mark(self, polled: Polled, starts: Sequence[int | None]) -> bool:
         """Put positions at `starts` where there are none; return whether all have one now."""
-        return await self._sweep(polled, "mark", starts) == b"marked"
+        return bool(await self._sweep(polled, "mark", starts) == [b"marked"])
 
-    async def _sweep(self, polled: Polled, mode: str, starts: Sequence[int | None]) -> bytes:
+    async def _sweep(self, polled: Polled, mode: str, starts: Sequence[int | None]) -> Reply:
         where = [self._subscription(), self._due()]
         arguments: list[Argument] = [self.terms.handler, mode, polled.swept]
         arguments.append(polled.changed[-1][1] if polled.changed else polled.swept)
@@ -140,8 +141,7 @@ class Worklist:
             where += self._own_keys(Aggregate(self.domain, root, self.terms.edition))
             start = starts[place] if starts else None
             arguments += [root, "" if start is None else start]
-        (outcome,) = await self._router.run(scripts.SWEEP, where, arguments)
-        return bytes(outcome)
+        return await self._router.run(scripts.SWEEP, where, arguments)
 
     async def lease(
         self, aggregate: Aggregate, holder: str, known: Known | None

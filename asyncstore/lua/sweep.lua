@@ -6,8 +6,9 @@
 -- ARGV: handler, 'mark' or '', the number of the commit up to which roots were looked at, the number
 --       up to which they are now, 'last' if there were no more when these were read or '', how many
 --       keys each has, then for each root, and the sequence at which to begin there ('' for its end)
--- Reply: {'swept'}; {'moved'} when somebody else has looked at them meanwhile; or {'marked'} when all
---        have their mark
+-- Reply: {'swept', 'behind' if the handler is behind in one of them or ''};
+--        {'moved'} when somebody else has looked at them meanwhile;
+--        or {'marked'} when all have their mark
 -- include: timeline.lua
 -- include: positions.lua
 -- include: leases.lua
@@ -44,13 +45,14 @@ local function is_behind(place, root, start)
   return not at or at + 1 ~= next_sequence
 end
 
-local argument = FIRST_ARGUMENT
+local argument, some_behind = FIRST_ARGUMENT, false
 for place = FIRST_KEY, #KEYS, width do
   local root = ARGV[argument]
   -- What is wrong with one is found again, and told, when it is leased.
   local done, behind = pcall(is_behind, place, root, ARGV[argument + 1])
   if not done or behind then
     redis.call('ZADD', due, 'NX', 0, root)
+    some_behind = true
   end
   argument = argument + 2
 end
@@ -59,4 +61,4 @@ if is_marking and is_last then
   redis.call('HSET', subscription, 'marked', 1)
   return { 'marked' }
 end
-return { 'swept' }
+return { 'swept', some_behind and 'behind' or '' }
