@@ -29,7 +29,7 @@ from asyncstore.values import FIRST, Aggregate
 from asyncstore.worklist import Leased, Worklist
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -139,6 +139,7 @@ class _Held:
     aggregate: Aggregate
     worklist: Worklist
     leased: Leased = field(init=False)
+    ends: float = 0.0  # when the lease may end, by the clock of the event loop, unless renewed
     delivery: weakref.ref[Delivery] | None = None  # what is in progress
     task: asyncio.Task[Any] | None = None  # that took the delivery
     was_rung: bool = False  # more was appended since we asked last
@@ -302,22 +303,20 @@ class Subscription:
         held = self._all_held()
         self._held.clear()
         self._ready.clear()
-        for error in await self._for_each_worklist(held, _release):
+        await all_of(self._release_at(*one) for one in self._by_place(held).items())
+
+    async def _release_at(self, place: Place, held: list[_Held]) -> None:
+        try:
+            for some in _parts(held):
+                await self.worklist(place).release([one.leased for one in some])
+        except AsyncStoreError as error:
             _log.warning("leases were not given back and end by themselves: %s", error)
 
-    async def _for_each_worklist(
-        self, held: list[_Held], what: Callable[[Worklist, list[_Held]], Coroutine[Any, Any, None]]
-    ) -> list[AsyncStoreError]:
-        """Do something with what is held, a call for each worklist; return what went wrong."""
+    def _by_place(self, held: list[_Held]) -> dict[Place, list[_Held]]:
         groups: dict[Place, list[_Held]] = {}
         for one in held:
             groups.setdefault((one.worklist.domain, one.worklist.tag), []).append(one)
-        calls = [
-            _attempt(what(some[0].worklist, some[start : start + _RENEWED_AT_ONCE]))
-            for some in groups.values()
-            for start in range(0, len(some), _RENEWED_AT_ONCE)
-        ]
-        return [error for error in await all_of(calls) if error is not None]
+        return groups
 
     def _all_held(self) -> list[_Held]:
         return [held for held in self._held.values() if hasattr(held, "leased")]
@@ -361,9 +360,13 @@ class Subscription:
                 raise self._errors.popleft()
             if self._state != "open":
                 raise StopAsyncIteration
-            if self._ready:
-                return self._deliver(self._ready.popleft(), most)
-            await self._wait_for_ready()
+            if not self._ready:
+                await self._wait_for_ready()
+                continue
+            held = self._ready.popleft()
+            if held.ends > _now():
+                return self._deliver(held, most)
+            self._lose(held)  # others may have handled it since
 
     async def _wait_for_ready(self) -> None:
         taker = asyncio.get_running_loop().create_future()
@@ -524,6 +527,7 @@ class Subscription:
             return
         worklist = self.worklist((aggregate.domain, self._keys.tag_of(aggregate.root)))
         held = self._held[aggregate] = _Held(aggregate, worklist)
+        held.ends = _now() + self._terms.lease
         try:
             found = await worklist.lease(aggregate, holder, self._known.get(aggregate))
         except UnexpectedReply as error:
@@ -574,8 +578,7 @@ class Subscription:
         self._look_at((aggregate.domain, self._keys.tag_of(aggregate.root)), seconds)
 
     def _look_at(self, place: Place, seconds: float) -> None:
-        moment = asyncio.get_running_loop().time() + seconds
-        self._feeder_of(place[1]).look_by(place, moment)
+        self._feeder_of(place[1]).look_by(place, _now() + seconds)
 
     def _feeder_of(self, tag: str) -> Feeder:
         """Return the feeder of the server that has a tag."""
@@ -658,13 +661,27 @@ class Subscription:
     # Keeping leases: the renewer's task
 
     async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(self._terms.lease / 3)
-            self._drop_abandoned()
-            for error in await self._for_each_worklist(self._all_held(), self._renew_some):
-                if isinstance(error, StoreClosed):
-                    return
-                _log.warning("leases of %s were not renewed: %s", self._terms.handler, error)
+        under_way: set[Place] = set()
+        async with asyncio.TaskGroup() as renewals:
+            while True:
+                await asyncio.sleep(self._terms.lease / 3)
+                self._drop_abandoned()
+                # A server that does not answer must not keep us from renewing at the others.
+                for place, some in self._by_place(self._all_held()).items():
+                    if place not in under_way:
+                        under_way.add(place)
+                        renewals.create_task(self._renew_at(place, some, under_way))
+
+    async def _renew_at(self, place: Place, held: list[_Held], under_way: set[Place]) -> None:
+        try:
+            for some in _parts(held):
+                await self._renew_some(self.worklist(place), some)
+        except StoreClosed:
+            return
+        except AsyncStoreError as error:
+            _log.warning("leases of %s were not renewed: %s", self._terms.handler, error)
+        finally:
+            under_way.discard(place)
 
     def _drop_abandoned(self) -> None:
         for held in self._all_held():
@@ -674,9 +691,12 @@ class Subscription:
         self._settled.set()
 
     async def _renew_some(self, worklist: Worklist, some: list[_Held]) -> None:
+        ends = _now() + self._terms.lease
         kept = await worklist.renew([one.leased for one in some])
         for one, is_kept in zip(some, kept, strict=True):
-            if not is_kept and self._held.get(one.aggregate) is one:
+            if is_kept:
+                one.ends = ends
+            elif self._held.get(one.aggregate) is one:
                 self._lose(one)
 
     def _lose(self, held: _Held) -> None:
@@ -685,17 +705,13 @@ class Subscription:
             self._ready.remove(held)
 
 
-async def _release(worklist: Worklist, some: list[_Held]) -> None:
-    await worklist.release([one.leased for one in some])
+def _parts(held: list[_Held]) -> list[list[_Held]]:
+    """Return them in parts that go in a call each."""
+    return [held[n : n + _RENEWED_AT_ONCE] for n in range(0, len(held), _RENEWED_AT_ONCE)]
 
 
-async def _attempt(call: Coroutine[Any, Any, None]) -> AsyncStoreError | None:
-    """Make a call; return what went wrong."""
-    try:
-        await call
-    except AsyncStoreError as error:
-        return error
-    return None
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _count_up_to(events: Iterable[RecordedEvent], through: int | None) -> int:

@@ -193,7 +193,11 @@ FAULTS: list[Fault] = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_nobody_misses_an_event(fault: Fault) -> None:
     run = Run()
-    async with running() as cluster, opened(cluster) as store, opened(cluster) as other:
+    async with (
+        running() as cluster,
+        opened(cluster, timeout=3) as store,
+        opened(cluster, timeout=3) as other,
+    ):
         workers = [asyncio.ensure_future(run.work(one)) for one in (store, store, other, other)]
         writers = [asyncio.ensure_future(run.write(store, roots()[start::6])) for start in range(6)]
         await eventually(lambda: len(run.acked()) > 500, "work is done")
