@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,9 +9,6 @@ from asyncstore import forms, keys, scripts
 from asyncstore.errors import (
     AsyncStoreError,
     BranchExists,
-    DurabilityNotReached,
-    HistoryRegressed,
-    InvalidType,
     ProtectedEdition,
     SequenceConflict,
 )
@@ -38,17 +34,17 @@ from asyncstore.values import (
     Expected,
     Source,
     check_aggregate,
-    check_durability,
+    check_batch,
     check_expected,
     check_source,
     check_trace,
 )
+from asyncstore.writing import proven, stored
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from datetime import datetime
 
-    from asyncstore.durability import Reached
     from asyncstore.erasing import Eraser
     from asyncstore.keys import Keys
     from asyncstore.listing import Listing
@@ -68,7 +64,6 @@ class Events:
     _reader: Reader
     _eraser: Eraser
     _writer: Writer
-    _durability: Durability  # of appends that name none
 
     async def append(
         self,
@@ -112,22 +107,18 @@ class Events:
         expected = check_expected(expected)
         trace = check_trace(idempotency_key, correlation_id, source)
         check_bool("missed", missed)
-        wanted = self._durability if durability is None else check_durability(durability)
-        batch = _check_batch(events)
+        wanted = self._writer.level(durability)
+        batch = check_batch("events", events)
         if not batch:
             end = await self.next_sequence(aggregate)
             return Appended(end, end - 1)
         parts, reached = await self._writer.store(
             aggregate, batch, expected, trace, wanted, missed=missed
         )
-        tag, value = parts[:2]
-        if tag == b"ok" and expected in (ANY, value):
-            done = Appended(value, value + len(batch) - 1)
-        elif tag == b"duplicate" and trace.idempotency_key is not None:
-            done = Appended(value, value + parts[2] - 1, duplicate=True)
-        else:
+        done = stored(parts, len(batch), expected, trace)
+        if done is None:
             raise await self._refusal(aggregate, expected, parts, missed=missed)
-        return done if reached is None else _proven(aggregate, done, wanted, reached)
+        return done if reached is None else proven(aggregate, done, wanted, reached)
 
     async def confirm(self, aggregate: Aggregate, *, durability: Durability | None = None) -> int:
         """Return the next sequence of an aggregate once all events before it are that durable.
@@ -138,15 +129,12 @@ class Events:
         store's commit number, so that what the server says of it holds for all that was before.
         """
         check_aggregate(aggregate)
-        wanted = self._durability if durability is None else check_durability(durability)
+        wanted = self._writer.level(durability)
         if wanted is Durability.MEMORY:
             return await self.next_sequence(aggregate)
-        parts, reached = await self._writer.prove(aggregate, wanted)
-        tag, end = parts[:2]
-        if tag != b"ok" or reached is None:
-            raise await self._refusal(aggregate, ANY, parts, missed=False)
-        _proven(aggregate, Appended(0, end - 1), wanted, reached)
-        return int(end)
+        end, reached = await self._writer.prove(aggregate, wanted)
+        proven(aggregate, Appended(0, end - 1), wanted, reached)
+        return end
 
     async def read(
         self,
@@ -355,37 +343,11 @@ class Events:
     ) -> AsyncStoreError:
         """Return what it means when append.lua has not stored the events."""
         tag, value, *page = parts
-        if tag == b"error":
-            return self._router.answers.refused("append", value.decode(errors="replace"))
-        if tag == b"regressed" and expected is not ANY:
-            return HistoryRegressed(aggregate, expected, value)
-        if tag == b"conflict" and expected is not ANY:
-            if not missed:
-                return SequenceConflict(aggregate, expected, value)
+        if missed and tag == b"conflict" and expected is not ANY:
             before, new = await self._reader.missed(aggregate, expected, value, page)
             return SequenceConflict(aggregate, expected, value, new, before)
-        return self._router.answers.misfit("append")
+        return self._writer.refusal(aggregate, expected, parts)
 
 
 def _place_of(book: EventBook) -> tuple[str, str, str]:
     return book.aggregate.domain, book.aggregate.edition, book.aggregate.root
-
-
-def _proven(aggregate: Aggregate, done: Appended, wanted: Durability, reached: Reached) -> Appended:
-    """Return what was done, or raise that it is less durable than it should be."""
-    if reached.satisfies(wanted):
-        return done
-    first, last = done.first_sequence, done.last_sequence
-    raise DurabilityNotReached(aggregate, first, last, wanted, reached.fsynced, reached.on_replicas)
-
-
-def _check_batch(events: Iterable[Event]) -> list[Event]:
-    if not isinstance(events, Iterable):
-        why = f"a list of Event is wanted, not {type(events).__name__}"
-        raise InvalidType("events", why)
-    batch = list(events)
-    for index, event in enumerate(batch):
-        if not isinstance(event, Event):
-            why = f"at index {index} is a {type(event).__name__}, an Event is wanted"
-            raise InvalidType("events", why)
-    return batch

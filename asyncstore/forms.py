@@ -57,6 +57,16 @@ def is_appended(reply: Any) -> bool:
     return bool(tag == b"error" and is_text(value) and not rest)
 
 
+def is_acked(reply: Any) -> bool:
+    """What ack_append.lua answers: a tag, and what became of the append if something did."""
+    if type(reply) is not list or not reply or not is_text(reply[0]):
+        return False
+    tag, *rest = reply
+    if tag == b"lost":
+        return not rest
+    return len(rest) == 1 and is_appended(rest[0])
+
+
 def is_page(reply: Any) -> bool:
     """A list of bulk strings: where to go on, where the timeline has diverged, members."""
     return is_texts(reply) and len(reply) > 1 and all(map(_is_place, reply[:2]))

@@ -111,14 +111,16 @@ async def _handle(handler: Handler, sub: Subscription, delivery: Delivery) -> No
         await _settle(handler, delivery.ack)
 
 
-async def _settle(handler: Handler, say: Callable[[], Awaitable[None]]) -> None:
+async def _settle(handler: Handler, say: Callable[[], Awaitable[object]]) -> None:
     """Say what became of an event, as long as that can be said."""
     while True:
         try:
-            return await say()
+            await say()
         except LeaseLost as error:
             _log.warning("%s", error)
-            return None
+            return
         except (StoreUnavailable, OutcomeUnknown) as error:
             _log.warning("%s can't settle an event yet: %s", handler.name, error)
             await anyio.sleep(_SETTLE_PAUSE)
+        else:
+            return

@@ -108,6 +108,7 @@ POLL = load("poll", forms.is_polled, is_idempotent=True)
 SWEEP = load("sweep", forms.is_swept, is_idempotent=True)
 LEASE = load("lease", forms.is_leased, is_idempotent=True)
 ACK = load("ack", forms.is_one_text, is_idempotent=True)
+ACK_APPEND = load("ack_append", forms.is_acked, is_idempotent=True)
 NACK = load("nack", forms.is_one_text, is_idempotent=True)
 RENEW = load("renew", forms.is_texts, is_idempotent=True)
 LAG = load("lag", forms.is_texts)
@@ -154,6 +155,7 @@ ALL = (
     SWEEP,
     LEASE,
     ACK,
+    ACK_APPEND,
     NACK,
     RENEW,
     RELEASE,

@@ -128,15 +128,8 @@ class Store:
         listing = Listing(router, names)
         eraser = Eraser(router, names, listing)
         reader = Reader(router, names)
-        self.events = Events(
-            router,
-            names,
-            listing,
-            reader,
-            eraser,
-            Writer(router, names, eraser, limits),
-            self._durability,
-        )
+        self._writer = Writer(router, names, eraser, limits, self._durability)
+        self.events = Events(router, names, listing, reader, eraser, self._writer)
         self.positions = Positions(router, names)
         self.snapshots = Snapshots(router, names)
         self._registry = Registry(router, names, reader)
@@ -285,6 +278,7 @@ class Store:
             self.subscriptions,
             None if domain is None else check_name("domain", domain),
             terms,
+            writer=self._writer,
             sweep=check_seconds("sweep", sweep, least=0.01),
             close_timeout=check_seconds("close_timeout", close_timeout),
         )

@@ -18,6 +18,7 @@ from asyncstore.errors import (
     AsyncStoreError,
     CorruptPosition,
     HistoryRegressed,
+    InvalidValue,
     LeaseLost,
     StoreClosed,
     UnexpectedReply,
@@ -25,8 +26,17 @@ from asyncstore.errors import (
 from asyncstore.feeding import Feeder
 from asyncstore.names import check_seconds
 from asyncstore.sharing import all_of
-from asyncstore.values import FIRST, Aggregate
+from asyncstore.values import (
+    ANY,
+    FIRST,
+    Aggregate,
+    Source,
+    check_batch,
+    check_expected,
+    check_trace,
+)
 from asyncstore.worklist import Leased, Worklist
+from asyncstore.writing import Effects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
@@ -42,8 +52,9 @@ if TYPE_CHECKING:
     from asyncstore.registering import Registry
     from asyncstore.router import Router
     from asyncstore.sweeping import Sweeper
-    from asyncstore.values import Start
+    from asyncstore.values import Appended, Event, Expected, Start, Trace
     from asyncstore.worklist import Known, NotLeased, Terms
+    from asyncstore.writing import Writer
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +88,7 @@ class Delivery:
 
     __slots__ = (
         "__weakref__",
+        "_appended",
         "_held",
         "_is_refused",
         "_settled",
@@ -93,6 +105,7 @@ class Delivery:
         self._held = held
         self._settled = 0  # of the events
         self._is_refused = False
+        self._appended: Appended | None = None  # with the last ack
         self.events = events
         """The events, in the order of their sequences: one, unless they came from `batches`."""
         self.attempt = held.leased.attempt
@@ -106,15 +119,46 @@ class Delivery:
         """The first event."""
         return self.events[0]
 
-    async def ack(self, *, through: int | None = None) -> None:
+    async def ack(
+        self,
+        *,
+        through: int | None = None,
+        append: Iterable[Event] = (),
+        expected: Expected = ANY,
+        idempotency_key: str | None = None,
+        correlation_id: str | None = None,
+        source: Source | None = None,
+    ) -> Appended | None:
         """Record that the events were handled: they are never delivered to the handler again.
 
         `through` is the last sequence of a batch that was; the others stay to be acked or nacked.
         A second ack changes nothing. Raises `LeaseLost` when the lease has ended or was given back:
         then they are delivered again, or have been. After `StoreUnavailable` and `OutcomeUnknown`
-        it can be called again.
+        it can be called again, with the same arguments.
+
+        `append` are events that follow from those that were handled. They are appended to the same
+        aggregate, on its edition, in the step that records the ack: both happen, once, or neither,
+        also when the answer is lost or the lease is. Returns what was appended, or None where
+        there was nothing to append. The handler gets these events too, unless `types` leaves them
+        out: it must know its own. They are as durable as the settings say of appends.
+
+        The other arguments are those of `Events.append`. `expected` is ANY by default: others may
+        have appended since the delivery, and the effects are right all the same. Where they follow
+        from the state, give the next sequence of what was folded, or that after the handled event.
+        If the aggregate is not there, `SequenceConflict`: nothing is appended nor acked; decide
+        anew and ack again, or `nack`. `source` is the last event that is acked, if none is given;
+        `correlation_id` is that event's, an empty text means none. If the idempotency key was used
+        before, it is an ack that appends nothing, and returns the sequences of that time.
         """
-        await self._subscription._ack(self, through)
+        effects = None
+        batch = check_batch("append", append)
+        if batch:
+            handled = self.events[: _count_up_to(self.events, through)]
+            if not handled:
+                raise InvalidValue("append", f"no event is acked with it: through={through}")
+            trace = _trace_of(handled[-1], idempotency_key, correlation_id, source)
+            effects = Effects(batch, _expected_after(handled[-1], expected), trace)
+        return await self._subscription._ack(self, through, effects)
 
     async def nack(self, *, delay: float = 0.0, reason: str = "") -> None:
         """Record that the first event could not be handled: it comes again in `delay` seconds.
@@ -171,6 +215,7 @@ class Subscription:
         domain: str | None,
         terms: Terms,
         *,
+        writer: Writer,
         sweep: float,
         close_timeout: float,
     ) -> None:
@@ -182,6 +227,7 @@ class Subscription:
         self._progress = progress
         self._domain = domain
         self._terms = terms
+        self._writer = writer
         self._sweep = sweep
         self.close_timeout = close_timeout
         self._worker = uuid4().hex
@@ -405,11 +451,13 @@ class Subscription:
 
     # Settling deliveries
 
-    async def _ack(self, delivery: Delivery, through: int | None) -> None:
+    async def _ack(
+        self, delivery: Delivery, through: int | None, effects: Effects | None
+    ) -> Appended | None:
         held, leased, settled = delivery._held, delivery._held.leased, delivery._settled
         count = _count_up_to(delivery.events, through) - settled
         if count <= 0 and not delivery._is_refused:
-            return
+            return await self._acked_before(delivery, effects)
         self._check_lease(delivery)
         following = leased.events[count].sequence if count < len(leased.events) else None
         if following is None and leased.bad is not None:
@@ -418,17 +466,37 @@ class Subscription:
         known = (last.sequence, last.id.hex)
         if following is None:
             known, held.was_rung = (leased.through, leased.through_id), False
-        outcome = await held.worklist.ack(leased, known, following)
+        appended = None
+        if effects is None:
+            outcome = await held.worklist.ack(leased, known, following)
+        else:
+            outcome, appended = await held.worklist.ack_and_append(
+                leased, known, following, self._writer, effects
+            )
+        if delivery._settled != settled:
+            return await self._acked_before(delivery, effects)  # it was acked twice at once
         if outcome == "lost":
             raise self._lost(held, last.sequence)
-        if delivery._settled != settled:
-            return  # it was acked twice at once
         self._remember(held.aggregate, known)
         delivery._settled += count
+        delivery._appended = appended
         for _ in range(count):
             leased.events.popleft()
         leased.attempt = 1
         await self._go_on(delivery, outcome)
+        return await self._made_durable(delivery)
+
+    async def _acked_before(self, delivery: Delivery, effects: Effects | None) -> Appended | None:
+        """Return what the ack before has appended. One that had nothing can't be added to."""
+        if effects is not None and delivery._appended is None:
+            held, event = delivery._held, delivery.events[delivery._settled - 1]
+            raise LeaseLost(self._terms.handler, held.aggregate, event.sequence)
+        return await self._made_durable(delivery)
+
+    async def _made_durable(self, delivery: Delivery) -> Appended | None:
+        if delivery._appended is None:
+            return None
+        return await self._writer.make_durable(delivery._held.aggregate, delivery._appended)
 
     async def _go_on(self, delivery: Delivery, outcome: str) -> None:
         """Deliver what comes next of an aggregate, or let it go."""
@@ -716,6 +784,30 @@ def _now() -> float:
 
 def _count_up_to(events: Iterable[RecordedEvent], through: int | None) -> int:
     return sum(1 for event in events if through is None or event.sequence <= through)
+
+
+def _trace_of(
+    event: RecordedEvent,
+    idempotency_key: str | None,
+    correlation_id: str | None,
+    source: Source | None,
+) -> Trace:
+    """Return what is said of the effects of an event; what is not given is that of the event."""
+    if source is None:
+        place = event.aggregate
+        source = Source(place.domain, place.root, place.edition, event.sequence)
+    if correlation_id is None:
+        correlation_id = event.correlation_id
+    return check_trace(idempotency_key, correlation_id, source)
+
+
+def _expected_after(event: RecordedEvent, expected: Expected) -> Expected:
+    """Return `expected`, which must not be before what was handled."""
+    wanted = check_expected(expected)
+    if wanted is not ANY and wanted <= event.sequence:
+        why = f"event {event.sequence} was handled, and what follows from it comes after that"
+        raise InvalidValue("expected", why)
+    return wanted
 
 
 def _short(reason: str) -> str:

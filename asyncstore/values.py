@@ -359,3 +359,15 @@ def check_start(argument: str, value: Start | datetime) -> Start | datetime:
 def check_expected(value: Expected) -> Expected:
     """Return `value` if it is ANY or a sequence."""
     return ANY if value is ANY else check_sequence("expected", value)
+
+
+def check_batch(argument: str, value: Iterable[Event]) -> list[Event]:
+    """Return the events of an append as a list."""
+    if not isinstance(value, Iterable):
+        raise InvalidType(argument, f"a list of Event is wanted, not {type(value).__name__}")
+    batch = list(value)
+    for index, event in enumerate(batch):
+        if not isinstance(event, Event):
+            why = f"at index {index} is a {type(event).__name__}, an Event is wanted"
+            raise InvalidType(argument, why)
+    return batch

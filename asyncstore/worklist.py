@@ -17,6 +17,7 @@ from asyncstore.errors import CorruptEvent
 from asyncstore.names import MAIN
 from asyncstore.recorded import RecordedEvent
 from asyncstore.values import Aggregate
+from asyncstore.writing import Ack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
     from asyncstore.keys import Keys
     from asyncstore.router import Router
-    from asyncstore.values import Start
+    from asyncstore.values import Appended, Start
     from asyncstore.wire import Argument, Reply
+    from asyncstore.writing import Effects, Writer
 
 PAGE: Final = 200  # roots that are looked at in one call: less than a millisecond of the server
 _MOMENT: Final = 2_000_000  # microseconds in which those that are due can be leased
@@ -191,10 +193,22 @@ class Worklist:
 
     async def ack(self, leased: Leased, known: Known, following: int | None) -> str:
         """Record what was done; return what is left: see ack.lua."""
-        arguments: list[Argument] = [leased.aggregate.root, leased.holder, *known]
-        arguments += ["" if following is None else following, "again" if leased.is_again else ""]
+        arguments = _ack_arguments(leased, known, following)
         (outcome,) = await self._router.run(scripts.ACK, leased.keys, arguments)
         return str(outcome.decode())
+
+    async def ack_and_append(
+        self,
+        leased: Leased,
+        known: Known,
+        following: int | None,
+        writer: Writer,
+        effects: Effects,
+    ) -> tuple[str, Appended | None]:
+        """Record what was done, and append events in the same step: see ack_append.lua."""
+        due, position, lease, *_ = leased.keys
+        ack = Ack([due, position, lease], _ack_arguments(leased, known, following))
+        return await writer.store_with_ack(leased.aggregate, effects, ack)
 
     async def nack(self, leased: Leased, event: Known, delay: float, reason: str) -> str:
         """Record that an event could not be handled; return what became of it: see nack.lua."""
@@ -251,6 +265,12 @@ class Worklist:
 
     def _dead_letters(self) -> str:
         return self._keys.dead_letters(*self._place())
+
+
+def _ack_arguments(leased: Leased, known: Known, following: int | None) -> list[Argument]:
+    following_or_none = "" if following is None else following
+    again = "again" if leased.is_again else ""
+    return [leased.aggregate.root, leased.holder, *known, following_or_none, again]
 
 
 def _named(leases: Iterable[Leased]) -> list[Argument]:

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from asyncstore import codec, forms, keys
-from asyncstore.errors import EventTooLarge, StoreUnavailable
+from asyncstore import codec, forms, keys, scripts
+from asyncstore.errors import (
+    AsyncStoreError,
+    DurabilityNotReached,
+    EventTooLarge,
+    HistoryRegressed,
+    SequenceConflict,
+    StoreUnavailable,
+)
 from asyncstore.names import MAIN
-from asyncstore.values import ANY, NO_TRACE, Aggregate, Durability, Event, Expected, Trace
+from asyncstore.values import (
+    ANY,
+    NO_TRACE,
+    Aggregate,
+    Appended,
+    Durability,
+    Event,
+    Expected,
+    Trace,
+    check_durability,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from asyncstore.durability import Reached
     from asyncstore.erasing import Eraser
     from asyncstore.keys import Keys
@@ -19,6 +39,8 @@ if TYPE_CHECKING:
 
 Outcome = tuple[list[Any], "Reached | None"]
 """What append.lua answers, and what was reached of the level if one was wanted."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +53,23 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Effects:
+    """Events that a handler appends in the step of its ack, and how; see `Delivery.ack`."""
+
+    events: list[Event]
+    expected: Expected
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """What ack.lua has of an ack, without the keys of the timeline."""
+
+    keys: list[str]
+    arguments: list[Argument]
+
+
+@dataclass(frozen=True, slots=True)
 class Writer:
     """Stores events."""
 
@@ -38,7 +77,12 @@ class Writer:
     _keys: Keys
     _eraser: Eraser
     _limits: Limits
+    _durability: Durability  # of appends that name none
     _erasures: dict[str, int] = field(default_factory=dict)  # by tag, as far as known
+
+    def level(self, durability: Durability | None) -> Durability:
+        """Return the level of an append that names this one, or none."""
+        return self._durability if durability is None else check_durability(durability)
 
     async def store(
         self,
@@ -57,27 +101,81 @@ class Writer:
             letters += "d"
         place = "" if expected is ANY else str(expected)
         about: list[Argument] = [aggregate.root, place, len(batch)]
+        send = partial(self._send, aggregate, about, encoded, size, wanted)
         if self._keys.by_slot and trace.correlation_id is not None:
-            return await self._send_indexed(aggregate, trace, letters, about, encoded, size, wanted)
-        about += _options(letters, trace)
-        where = self._keys_of(aggregate, trace)
-        return await self._send(aggregate, where, about, encoded, size, wanted)
+            return await self._send_indexed(aggregate, trace, letters, send)
+        return await send(self._keys_of(aggregate, trace), _options(letters, trace))
 
-    async def prove(self, aggregate: Aggregate, wanted: Durability) -> Outcome:
-        """Have a level proven for all events of an aggregate, with an append of none."""
-        about: list[Argument] = [aggregate.root, "", 0, *_options("d", NO_TRACE)]
-        where = self._keys_of(aggregate, NO_TRACE)
-        return await self._send(aggregate, where, about, [], 0, wanted)
+    async def prove(self, aggregate: Aggregate, wanted: Durability) -> tuple[int, Reached]:
+        """Have a level proven for all events of an aggregate, with an append of none.
+
+        Returns the sequence after the last of them, and what was reached.
+        """
+        where, options = self._keys_of(aggregate, NO_TRACE), _options("d", NO_TRACE)
+        about: list[Argument] = [aggregate.root, "", 0]
+        parts, reached = await self._send(aggregate, about, [], 0, wanted, where, options)
+        if parts[0] != b"ok" or reached is None:
+            raise self.refusal(aggregate, ANY, parts)
+        return int(parts[1]), reached
+
+    async def store_with_ack(
+        self, aggregate: Aggregate, effects: Effects, ack: Ack
+    ) -> tuple[str, Appended | None]:
+        """Append events in one step with an ack: see ack_append.lua.
+
+        Returns what ack.lua says, and what was appended: None when the lease was lost.
+        """
+        batch, expected, trace = effects.events, effects.expected, effects.trace
+        encoded, _ = self._encode(batch, trace)
+        if self._durability is not Durability.MEMORY:
+            # What is there already is proven afterwards: see `prove`.
+            born = self._router.loop().time()
+            await self._router.appender(aggregate.root, self._durability, born)
+        place = "" if expected is ANY else str(expected)
+        about: list[Argument] = [aggregate.root, place, len(batch)]
+        send = partial(self._send_with_ack, aggregate, ack, about, encoded)
+        if self._keys.by_slot and trace.correlation_id is not None:
+            parts, outcome = await self._send_indexed(aggregate, trace, "", send)
+        else:
+            parts, outcome = await send(self._keys_of(aggregate, trace), _options("", trace))
+        if outcome == "lost":
+            return outcome, None
+        done = stored(parts, len(batch), expected, trace)
+        if done is None:
+            raise self.refusal(aggregate, expected, parts)
+        return outcome, done
+
+    async def make_durable(self, aggregate: Aggregate, done: Appended) -> Appended:
+        """Return what was appended once it has the level of appends that name none."""
+        if self._durability is Durability.MEMORY:
+            return done
+        _, reached = await self.prove(aggregate, self._durability)
+        return proven(aggregate, done, self._durability, reached)
+
+    def refusal(
+        self, aggregate: Aggregate, expected: Expected, parts: list[Any]
+    ) -> AsyncStoreError:
+        """Return what it means when append.lua has not stored the events."""
+        tag, value = parts[:2]
+        if tag == b"error":
+            return self._router.answers.refused("append", value.decode(errors="replace"))
+        if tag == b"regressed" and expected is not ANY:
+            return HistoryRegressed(aggregate, expected, value)
+        if tag == b"conflict" and expected is not ANY:
+            return SequenceConflict(aggregate, expected, value)
+        return self._router.answers.misfit("append")
 
     async def _send(
         self,
         aggregate: Aggregate,
-        where: list[str],
         about: list[Argument],
         encoded: list[bytes],
         size: int,
         wanted: Durability,
+        where: list[str],
+        options: list[Argument],
     ) -> Outcome:
+        about = [*about, *options]
         node, slot = self._router.home_of(aggregate.root)
         if wanted is Durability.MEMORY:
             reply = await node.appender.send(aggregate, where, about, encoded, size, slot)
@@ -93,16 +191,32 @@ class Writer:
             raise self._router.answers.misfit("append")
         return parts, reached
 
+    async def _send_with_ack(
+        self,
+        aggregate: Aggregate,
+        ack: Ack,
+        about: list[Argument],
+        encoded: list[bytes],
+        where: list[str],
+        options: list[Argument],
+    ) -> tuple[list[Any], str]:
+        """Return what append.lua answers, or nothing when the lease was lost, and ack.lua's."""
+        tag = self._keys.tag_of(aggregate.root)
+        indexes = [self._keys.commits(tag), *self._keys.indexes_of(aggregate)]
+        arguments: list[Argument] = [*ack.arguments, aggregate.domain, aggregate.edition]
+        arguments += [self._keys.live(tag), *about, *options, *encoded]
+        outcome, *parts = await self._router.run(
+            scripts.ACK_APPEND, [*ack.keys, *indexes, *where], arguments
+        )
+        return parts[0] if parts else [], outcome.decode()
+
     async def _send_indexed(
         self,
         aggregate: Aggregate,
         trace: Trace,
         letters: str,
-        about: list[Argument],
-        encoded: list[bytes],
-        size: int,
-        wanted: Durability,
-    ) -> Outcome:
+        send: Callable[[list[str], list[Argument]], Awaitable[tuple[list[Any], T]]],
+    ) -> tuple[list[Any], T]:
         """Send an append when the index of its correlation id, in another slot, names it.
 
         Whoever erases the aggregate meanwhile could take it out of the index again. So erasures are
@@ -116,12 +230,9 @@ class Writer:
         while True:
             known = self._erasures.get(tag, 0)
             await self._name(aggregate, index, known)
-            options = [*_options(letters, trace, "e"), known]
-            parts, reached = await self._send(
-                aggregate, where, [*about, *options], encoded, size, wanted
-            )
-            if parts[0] != b"erased":
-                return parts, reached
+            parts, rest = await send(where, [*_options(letters, trace, "e"), known])
+            if parts[:1] != [b"erased"]:
+                return parts, rest
             if self._router.loop().time() >= deadline:
                 why = "aggregates in its slot are erased all the time; nothing was stored"
                 raise StoreUnavailable(self._router.answers.where, why)
@@ -170,6 +281,24 @@ class Writer:
         if total > self._limits.max_append_bytes:
             raise EventTooLarge("max_append_bytes", self._limits.max_append_bytes, total)
         return arguments, total
+
+
+def stored(parts: list[Any], count: int, expected: Expected, trace: Trace) -> Appended | None:
+    """Return what an append wrote by the answer of append.lua; None if that says something else."""
+    tag, value = parts[:2]
+    if tag == b"ok" and expected in (ANY, value):
+        return Appended(value, value + count - 1)
+    if tag == b"duplicate" and trace.idempotency_key is not None:
+        return Appended(value, value + parts[2] - 1, duplicate=True)
+    return None
+
+
+def proven(aggregate: Aggregate, done: Appended, wanted: Durability, reached: Reached) -> Appended:
+    """Return what was done, or raise that it is less durable than it should be."""
+    if reached.satisfies(wanted):
+        return done
+    first, last = done.first_sequence, done.last_sequence
+    raise DurabilityNotReached(aggregate, first, last, wanted, reached.fsynced, reached.on_replicas)
 
 
 def _options(letters: str, trace: Trace, of_correlation: str = "c") -> list[Argument]:

@@ -1,0 +1,37 @@
+-- How the ack of a lease is carried out. It goes by what the script before it has named: the keys
+-- `due`, `position`, `lease`, `events`, `divergence` and `main`; `root`, `holder`, `through`, `id`,
+-- `following` and `is_again`, as ack.lua has them.
+local about = about_lease(lease)
+local next_sequence, diverged_at = end_of(events, divergence, main)
+local at = tonumber(position_of(position, diverged_at) or -1)
+local is_still_held = is_held(about, holder, now_of_server())
+
+-- Whether the lease was given back by this ack, or one of the same lease that went as far.
+local function was_acked()
+  return about.by == holder and (is_again or at >= through)
+end
+
+-- Moves the position, and gives the lease back or goes on with it. `stop` is the sequence after the
+-- last event.
+local function settle(stop)
+  if is_again then
+    local left = string.gsub(about.again, '^%d+ ?', '')
+    redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', holder, 'again', left)
+    redis.call('ZADD', due, 0, root)
+    return 'more'
+  end
+  if at < through then
+    advance(position, lease, through, id)
+  end
+  if following ~= '' then
+    redis.call('HSET', lease, 'by', holder, 'of', following, 'tries', 1)
+    return 'ok'
+  end
+  redis.call('HSET', lease, 'by', holder, 'holder', '', 'until', '0')
+  if math.max(at, through) + 1 < stop or about.again ~= '' then
+    redis.call('ZADD', due, 0, root)
+    return 'more'
+  end
+  redis.call('ZREM', due, root)
+  return 'idle'
+end
