@@ -15,6 +15,7 @@ class Proxy:
 
     `odds` are those of any other reply to be lost in the same way.
     `push` is written before each chunk of replies.
+    `doomed` is in the next reply to be lost besides.
     While `swallow` is set, replies are lost and the connection stays: the server seems silent.
     While `mute_new` is set, new connections are accepted, and nobody reads them.
     """
@@ -22,6 +23,7 @@ class Proxy:
     def __init__(self, socket_path: Path) -> None:
         self.lose = 0
         self.odds = 0.0
+        self.doomed = b""
         self.dice = random.Random(0)
         self.swallow = False
         self.mute_new = False
@@ -66,8 +68,10 @@ class Proxy:
     async def _replies(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await there.read(65536):
             is_script = self.lose_scripts and self._asked_script
-            if is_script or self.lose > 0 or self.dice.random() < self.odds:
+            is_doomed = bool(self.doomed) and self.doomed in data
+            if is_doomed or is_script or self.lose > 0 or self.dice.random() < self.odds:
                 self.lose = max(0, self.lose - 1)
+                self.doomed = b"" if is_doomed else self.doomed
                 self.lost += 1
                 self.on_lost()
                 break

@@ -55,6 +55,10 @@ if not is_still_held or (at >= through and not is_again) then
   return { is_still_held and 'ok' or 'more', answer }
 end
 redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
+if branch and not diverged_at and expected and expected < next_sequence then
+  -- It would diverge before events that the worker has leased as main's.
+  return { 'refused', { 'conflict', next_sequence } }
+end
 local answer = append(events, root, expected, first, last, options, branch, trace)
 if answer[1] ~= 'ok' and answer[1] ~= 'duplicate' then
   return { 'refused', answer }
