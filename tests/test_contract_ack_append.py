@@ -266,6 +266,20 @@ class TestRefused:
                     await late.ack(append=effects())
         assert await types_of(store, order) == ["Counted", EFFECT]
 
+    async def test_after_the_lease_with_a_key_that_was_used(
+        self, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(1), expected=NEW, idempotency_key="done")
+        async with store.subscribe("manager", "orders", lease=0.2) as slow:
+            late = await take(slow)
+            for task in slow._tasks:
+                task.cancel()
+            async with store.subscribe("manager", "orders", lease=5) as other:
+                await take(other)
+                with pytest.raises(LeaseLost):  # it has not recorded anything
+                    await late.ack(append=effects(), idempotency_key="done")
+        assert await store.positions.get("manager", order) is None
+
     async def test_after_a_nack(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(1), expected=NEW)
         async with store.subscribe("manager", "orders") as sub:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import redis
 import asyncstore
 from asyncstore import ANY, NEW, Aggregate, Store, doorbell, embedded
 from tests.builders import numbered
+from tests.faults import preload
 from tests.faults.worker import HANDLER
 from tests.polling import eventually
 from tests.proxy import proxy_to
@@ -84,11 +86,13 @@ class Workers:
         self._started = 0
         self.running: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> None:
+    def start(self, environment: dict[str, str] | None = None) -> None:
         self._started += 1
         log = self._directory / f"worker-{self._started}.log"
         command = [sys.executable, "-m", "tests.faults.worker", *self._arguments, str(log)]
-        self.running.append(subprocess.Popen(command, cwd=ROOT))
+        self.running.append(
+            subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(environment or {})})
+        )
 
     def kill(self, number: int) -> None:
         worker = self.running.pop(number)
@@ -125,6 +129,48 @@ async def test_workers_that_are_killed(one_server: Server, prefix: str, tmp_path
     lines = workers.lines()
     assert wrong(lines, {f"r{n}": EVENTS - 1 for n in range(ROOTS)}) == []
     assert sum(line[1] == "delivered" for line in lines) < ROOTS * EVENTS + 20 * KILLS
+
+
+@pytest.mark.skipif(preload.missing() is not None, reason=str(preload.missing()))
+async def test_workers_whose_clocks_are_a_minute_apart(
+    one_server: Server, prefix: str, tmp_path: Path
+) -> None:
+    """Leases are much shorter than that: by a worker's clock they would end at once, or never."""
+    clocks = [with_clock(tmp_path / f"{seconds}", seconds) for seconds in (-60, 0, 60)]
+    assert time_under(clocks[2]) - time_under(clocks[0]) > 90
+    workers = Workers(one_server.url, prefix, tmp_path)
+    async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+        for clock in clocks:
+            workers.start(clock)
+        try:
+            writing = asyncio.ensure_future(write(store))
+            for number, clock in enumerate(clocks):  # each gives up its leases once
+                count = (number + 1) * ROOTS * EVENTS // 5
+                await eventually(lambda: len(workers.lines()) > count, "work goes on")  # noqa: B023
+                workers.kill(0)
+                workers.start(clock)
+            await writing
+            await store.subscriptions.wait_until_caught_up(HANDLER, "orders", timeout=SECONDS)
+        finally:
+            while workers.running:
+                workers.kill(0)
+    lines = workers.lines()
+    assert wrong(lines, {f"r{n}": EVENTS - 1 for n in range(ROOTS)}) == []
+    assert sum(line[1] == "delivered" for line in lines) < ROOTS * EVENTS + 20 * len(clocks)
+
+
+def with_clock(directory: Path, seconds: int) -> dict[str, str]:
+    """Return the environment of a process whose clock is wrong by so much."""
+    directory.mkdir()
+    library = preload.Preload.build(directory)
+    library.tell(clock=seconds)
+    return library.environment()
+
+
+def time_under(environment: dict[str, str]) -> float:
+    """Return what a process takes the time for."""
+    command = [sys.executable, "-c", "import time; print(time.time())"]
+    return float(subprocess.check_output(command, env={**os.environ, **environment}))
 
 
 async def write(store: Store) -> None:
