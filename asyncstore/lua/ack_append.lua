@@ -47,22 +47,29 @@ local function earlier_append()
   end
 end
 
-if not is_still_held or (at >= through and not is_again) then
-  local answer = earlier_append()
-  if not answer then
-    return { 'lost' }
+local function carry_out()
+  if not is_still_held or (at >= through and not is_again) then
+    local answer = earlier_append()
+    if not answer then
+      return { 'lost' }
+    end
+    return { is_still_held and 'ok' or 'more', answer }
   end
-  return { is_still_held and 'ok' or 'more', answer }
+  redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
+  if branch and not diverged_at and expected and expected < next_sequence then
+    -- It would diverge before events that the worker has leased as main's.
+    return { 'refused', { 'conflict', next_sequence } }
+  end
+  local answer = append(events, root, expected, first, last, options, branch, trace)
+  if answer[1] ~= 'ok' and answer[1] ~= 'duplicate' then
+    return { 'refused', answer }
+  end
+  return { settle((end_of(events, divergence, main))), answer }
 end
-redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
-if branch and not diverged_at and expected and expected < next_sequence then
-  -- It would diverge before events that the worker has leased as main's.
-  return { 'refused', { 'conflict', next_sequence } }
+
+local reply = carry_out()
+if trace.erasures and (not reply[2] or reply[2][1] ~= 'ok') then
+  pcall(claim_nothing, trace)
 end
-local answer = append(events, root, expected, first, last, options, branch, trace)
-if answer[1] ~= 'ok' and answer[1] ~= 'duplicate' then
-  return { 'refused', answer }
-end
-local outcome = settle((end_of(events, divergence, main)))
 ring(channel, domain, edition)
-return { outcome, answer }
+return reply
