@@ -4,7 +4,8 @@ Results go to the standard output, everything said about them to the standard er
 0 all done, 1 something was left out or the store can't be used, 2 the configuration is wrong.
 `doctor` has its own: 0 all good, 1 warnings only, 2 something is bad, a server that does not answer
 and a wrong configuration included.
-`verify` tells apart what scripts need: 0 nothing is wrong, 1 something is, 2 it could not look.
+`verify` and `compare` tell apart what scripts need: 0 nothing is wrong, 1 something is, 2 they
+could not look.
 `cluster start` stays until a signal says stop, and that is all done: 0.
 """
 
@@ -35,7 +36,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncstore import __version__, acl, embedded_cluster, transfer, verify
+from asyncstore import __version__, acl, comparing, embedded_cluster, transfer, verify
 from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent, InvalidName
 from asyncstore.names import MAIN
 from asyncstore.settings import EMBEDDED, PRIMARY, URLS_VARIABLE, Settings
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from asyncstore import progress
     from asyncstore.checks import Finding, Report
+    from asyncstore.comparing import Difference
     from asyncstore.embedded_cluster import Cluster
     from asyncstore.settings import Options
     from asyncstore.transfer import ImportReport
@@ -74,6 +76,8 @@ Url = Annotated[
     typer.Option(help="Where the store is. Default: REDIS_URL, asyncstore.toml, or embedded."),
 ]
 KeyPrefix = Annotated[str | None, typer.Option(help="What stands in front of every key.")]
+NewKeyPrefix = Annotated[str | None, typer.Option(help="The same of the new store, if another.")]
+_ONE_PLACE = "A store's URL; of a cluster, URLs of some nodes with commas in between."
 
 
 def _show_version(wanted: bool) -> None:
@@ -97,7 +101,7 @@ def import_(
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
-    """Load events and branches: each once, in order per aggregate. Run again, it adds nothing.
+    """Load events, branches, snapshots, positions: once each. Run again, it adds nothing.
 
     A bad line is named, and nothing after it in its aggregate is loaded.
     """
@@ -117,11 +121,33 @@ def export(
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
-    """Write all events and branches, or those of some domains, as JSON lines that `import` takes.
+    """Write all there is, or some domains, as JSON lines that `import` takes.
 
-    Snapshots and positions are not written.
+    That is events, branches, snapshots and positions; not the dead letters and the progress of
+    subscriptions beside their positions.
     """
     _run(lambda: _export(file, domain, skip_corrupt, _options(url, key_prefix)))
+
+
+@app.command("compare")
+def compare_(
+    old: Annotated[str, typer.Argument(help=_ONE_PLACE)],
+    new: Annotated[str, typer.Argument(help="The other one.")],
+    domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
+    most: Annotated[int, typer.Option(min=1, help="How many differences are told.")] = 20,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object a line, one for each difference.")
+    ] = False,
+    key_prefix: KeyPrefix = None,
+    new_key_prefix: NewKeyPrefix = None,
+) -> None:
+    """Say whether two stores hold the same: events, branches, positions, snapshots.
+
+    Exit code: 0 they do; 1 they do not; 2 it could not look. Nothing is changed. What is written
+    meanwhile may show as a difference.
+    """
+    places = _places(old, new, key_prefix, new_key_prefix)
+    _run(lambda: _compare(places, domain, most, as_json), failed=2)
 
 
 @app.command("doctor")
@@ -256,6 +282,22 @@ def _options(url: str | None, key_prefix: str | None) -> Options:
     return options
 
 
+def _places(
+    old: str, new: str, key_prefix: str | None, new_key_prefix: str | None
+) -> tuple[Options, Options]:
+    """Return the options of two stores."""
+    new_key_prefix = key_prefix if new_key_prefix is None else new_key_prefix
+    return _options_at(old, key_prefix), _options_at(new, new_key_prefix)
+
+
+def _options_at(place: str, key_prefix: str | None) -> Options:
+    if "," not in place:
+        return _options(place, key_prefix)
+    options = _options(None, key_prefix)
+    options["urls"] = place.split(",")
+    return options
+
+
 def _run(command: Callable[[], Coroutine[Any, Any, int]], failed: int = 1) -> None:
     try:
         code = asyncio.run(command())
@@ -327,8 +369,10 @@ def _print_report(report: ImportReport, seconds: float) -> None:
         )
     rate = f", {report.stored / seconds:,.0f} events/s" if report.stored else ""
     branches = f"{report.branches:,} branches made, " if report.branches else ""
+    beside = f"{report.snapshots:,} snapshots, " if report.snapshots else ""
+    beside += f"{report.positions:,} positions, " if report.positions else ""
     _say.print(
-        f"{report.stored:,} events stored, {branches}{report.present:,} were there, "
+        f"{report.stored:,} events stored, {branches}{beside}{report.present:,} were there, "
         f"{report.aggregates:,} aggregates, {seconds:.1f} s{rate}"
     )
 
@@ -375,12 +419,14 @@ def _reading(path: Path) -> Iterator[_Source]:
 
 
 async def _export(path: Path, domains: list[str] | None, skip: bool, options: Options) -> int:
-    corrupt: list[CorruptEvent] = []
+    corrupt: list[transfer.Corrupt] = []
 
-    def note(error: CorruptEvent) -> None:
+    def note(error: transfer.Corrupt) -> None:
         corrupt.append(error)
-        where = f"{error.key}, sequence {error.sequence}"
-        _say.print(f"left out: {where}: {error.why}", style="red", markup=False)
+        what = str(error)
+        if isinstance(error, CorruptEvent):
+            what = f"{error.key}, sequence {error.sequence}: {error.why}"
+        _say.print(f"left out: {what}", style="red", markup=False)
 
     settings = _settings_of_a_store(options)
     count = 0
@@ -430,6 +476,61 @@ def _opened(place: Path, path: Path) -> Iterator[IO[bytes]]:
             return
         with gzip.GzipFile(fileobj=file, mode="wb") as packed:
             yield cast(IO[bytes], packed)
+
+
+# Compare
+
+
+async def _compare(
+    places: tuple[Options, Options], domains: list[str] | None, most: int, as_json: bool
+) -> int:
+    old, new = map(_settings_of_a_store, places)
+    count = 0
+    async with open_store(old) as one, open_store(new) as other:
+        with _counting("comparing") as on_events:
+            async for difference in comparing.differences(one, other, domains, on_events):
+                print(_show_difference(difference, as_json), flush=True)
+                count += 1
+                if count == most:
+                    break
+    _say.print(_summary(count, most))
+    return 1 if count else 0
+
+
+def _summary(count: int, most: int) -> str:
+    if not count:
+        return "they hold the same"
+    return f"{count:,} differences" + (", and maybe more" if count == most else "")
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int], None]]:
+    """Show how many events have been looked at; the call takes how many there are more."""
+    read = 0
+    with _progress(what, None) as advance:
+
+        def on_events(count: int) -> None:
+            nonlocal read
+            read += count
+            advance(None, read)
+
+        yield on_events
+
+
+def _show_difference(difference: Difference, as_json: bool) -> str:
+    place = difference.aggregate
+    if as_json:
+        fields = {
+            "kind": difference.kind,
+            "domain": place.domain,
+            "edition": place.edition,
+            "root": place.root,
+            "sequence": difference.sequence,
+            "text": difference.text,
+        }
+        return json.dumps(fields)
+    where = str(place) if difference.sequence is None else f"{place}, {difference.sequence}"
+    return f"{difference.kind}: {where}: {difference.text}"
 
 
 # Verify

@@ -18,7 +18,7 @@ PAGE: Final = 1000
 _INDEXES_AT_ONCE: Final = 1024
 
 
-class _Page(NamedTuple):
+class Page(NamedTuple):
     """Names of an index, and after what the next ones come; empty if there are no more."""
 
     names: list[str]
@@ -51,19 +51,19 @@ class Listing:
 
     def pages_of_names(self, indexes: list[str], most: int = PAGE) -> AsyncIterator[list[str]]:
         """Iterate over the names in some indexes, those of each in alphabetical order."""
-        return self._pages(indexes, self._names_in, most)
+        return self._pages(indexes, self.names_in, most)
 
     def pages_of_roots(
         self, domain: str, edition: str, most: int = PAGE
     ) -> AsyncIterator[list[str]]:
         """Iterate over the roots of a domain, those of each index in the order of their commits."""
         indexes = [self._keys.roots(domain, edition, tag) for tag in self._keys.tags()]
-        return self._pages(indexes, self._roots_in, most)
+        return self._pages(indexes, self.roots_in, most)
 
     async def _pages(
         self,
         indexes: list[str],
-        page_of: Callable[[str, bytes, int], Coroutine[Any, Any, _Page]],
+        page_of: Callable[[str, bytes, int], Coroutine[Any, Any, Page]],
         most: int,
     ) -> AsyncIterator[list[str]]:
         rounds = -(-len(indexes) // _INDEXES_AT_ONCE)
@@ -86,20 +86,22 @@ class Listing:
         """Return the indexes to look at: of one it costs less to look than to ask before."""
         return indexes if len(indexes) == 1 else await self._router.those_there(indexes)
 
-    async def _names_in(self, key: str, after: bytes, most: int) -> _Page:
+    async def names_in(self, key: str, after: bytes = b"", most: int = PAGE) -> Page:
+        """Return the names of an index after one of them, in alphabetical order."""
         start = b"(" + after if after else b"-"
         found: list[bytes] = await self._router.read(
             forms.is_texts, "ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, most
         )
-        return _Page(_decoded(found), found[-1] if len(found) == most else b"")
+        return Page(_decoded(found), found[-1] if len(found) == most else b"")
 
-    async def _roots_in(self, key: str, after: bytes, most: int) -> _Page:
+    async def roots_in(self, key: str, after: bytes = b"", most: int = PAGE) -> Page:
+        """Return the roots of an index after a commit's number, in the order of their commits."""
         start = b"(" + after if after else b"-inf"
         by = ("BYSCORE", "LIMIT", 0, most, "WITHSCORES")
         reply = await self._router.read(forms.is_scored, "ZRANGE", key, start, "+inf", *by)
         found = forms.pairs_of(reply)
         last = b"%d" % int(float(found[-1][1])) if len(found) == most else b""
-        return _Page(_decoded([root for root, _ in found]), last)
+        return Page(_decoded([root for root, _ in found]), last)
 
 
 async def in_portions(pages: AsyncIterator[list[str]], size: int) -> AsyncIterator[list[str]]:

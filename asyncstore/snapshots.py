@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from asyncstore import codec, scripts
-from asyncstore.errors import InvalidType
+from asyncstore.errors import InvalidType, InvalidValue
 from asyncstore.names import MAIN, check_schema_version, check_sequence
-from asyncstore.values import Retention, Snapshot
+from asyncstore.values import Retention, Snapshot, check_moment
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from asyncstore.keys import Keys
     from asyncstore.router import Router
     from asyncstore.values import Aggregate
@@ -54,6 +56,7 @@ class Snapshots:
         retention: Retention = Retention.DEFAULT,
         schema_version: int = 0,
         as_of: UUID | None = None,
+        time: datetime | None = None,
     ) -> bool:
         """Keep the state that the aggregate had when `sequence` was its last event.
 
@@ -65,6 +68,7 @@ class Snapshots:
         Nobody checks that the state is that of the events, or that there are so many. `as_of` is
         the id of the event at `sequence`. If that is not there any more (the aggregate
         was deleted, the edition has diverged before it), nothing is kept, and False returned.
+        `time` is for snapshots that were made earlier, elsewhere; None takes the server's.
         """
         sequence = check_sequence("sequence", sequence)
         if not isinstance(retention, Retention):
@@ -77,13 +81,23 @@ class Snapshots:
         if aggregate.edition != MAIN:
             keys.append(self._keys.attached_of(aggregate))
         about = [sequence, retention.value, encoding, schema, as_of.hex if as_of else ""]
-        arguments = [*about, body, OLDER_DEFAULTS_STAY, aggregate.root]
+        arguments = [*about, body, OLDER_DEFAULTS_STAY, aggregate.root, _text_of(time)]
         (outcome,) = await self._router.run(scripts.PUT_SNAPSHOT, keys, arguments)
         return bool(outcome == b"ok")
 
     async def delete(self, aggregate: Aggregate) -> None:
         """Delete all snapshots of the aggregate; fine where there are none."""
         await self._router.run(scripts.DELETE_SNAPSHOTS, self._keys.snapshots(aggregate))
+
+
+def _text_of(time: datetime | None) -> str:
+    """Return microseconds since 1970, as the script has them; '' for None."""
+    if time is None:
+        return ""
+    microseconds = codec.to_microseconds(check_moment("time", time))
+    if microseconds < 0:
+        raise InvalidValue("time", "no snapshot is from before 1970")
+    return str(microseconds)
 
 
 def decode_or_warn(

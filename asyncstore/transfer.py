@@ -1,85 +1,64 @@
-"""Events from and to JSON lines: what `asyncstore import` and `asyncstore export` do.
-
-A line is one event, an object with `domain`, `root`, `type`, `data` (or `data_base64`, for bytes),
-and if known `time` (ISO 8601 with an offset), `metadata`, `id`, `edition`, `sequence`, and what its
-append said of where it comes from: `correlation_id`, `idempotency_key`, and `source` (an object
-with `domain`, `root`, `edition`, `sequence`). Lines of one aggregate stand in their order.
-
-Or a line says where an aggregate leaves main on another edition: `domain`, `root`, `edition` and
-`diverges_at`, nothing else. An export writes one for each branch, before its events, so that a
-branch without events is kept, too, and so are branches whose events have lost their sequence. In
-a line that was made by hand, the `sequence` of the first event says as much. An edition's lines
-are its own events, not those that it shares with main, and they come after those of main, or in
-the same chunk. Between aggregates no other order is needed.
-
-An append with an idempotency key is stored as a whole or not at all, for a second append with the
-key would write nothing. So an export marks each event of such an append but the last with
-`append_continues`: an import keeps it back until all of them are there. Without the mark, lines
-with the same key that follow each other are one append as far as they are in one chunk.
-
-Snapshots and positions are not exported: snapshots can be made anew, handlers begin again.
-"""
+"""Import and export: what a store holds, as JSON lines and back. The lines are in `lines`."""
 
 from __future__ import annotations
 
-import base64
-import json
-import uuid
+import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 
 from asyncstore import codec
+from asyncstore.attached import Attachments
 from asyncstore.errors import (
     BranchExists,
     CorruptEvent,
+    CorruptPosition,
     EventTooLarge,
-    InvalidName,
     InvalidType,
     InvalidValue,
     OutcomeUnknown,
     SequenceConflict,
     first_of,
 )
-from asyncstore.names import MAIN, MAX_SEQUENCE, check_sequence
-from asyncstore.values import ANY, Aggregate, Event, Source, Trace, check_trace
+from asyncstore.lines import (
+    BranchLine,
+    EventLine,
+    Line,
+    PositionLine,
+    SnapshotLine,
+    Unusable,
+    is_of_event,
+    parse_aggregate,
+    parse_fields,
+    parse_line,
+    write_branch,
+    write_event,
+    write_position,
+    write_snapshot,
+)
+from asyncstore.names import MAIN, MAX_SEQUENCE
+from asyncstore.values import ANY, Aggregate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
     from uuid import UUID
 
     from asyncstore.recorded import RecordedEvent
     from asyncstore.settings import Settings
     from asyncstore.store import Store
+    from asyncstore.values import Snapshot
+
+T = TypeVar("T")
+
+Corrupt = CorruptEvent | CorruptPosition
+"""What export can leave out."""
 
 CHUNK_LINES: Final = 2000
 CHUNK_BYTES: Final = 16 * 1024 * 1024
 _WRITERS: Final = 32
 _TRIES: Final = 100  # each means that somebody else has written to the aggregate meanwhile
-_ID_NAMESPACE: Final = uuid.UUID("6d1f4a62-6c1c-5b8e-9d5b-3f0a5f1f8a11")
-_KEYS: Final = frozenset(
-    {
-        "domain",
-        "root",
-        "edition",
-        "sequence",
-        "type",
-        "time",
-        "id",
-        "metadata",
-        "data",
-        "data_base64",
-        "correlation_id",
-        "idempotency_key",
-        "source",
-        "append_continues",
-    }
-)
-_BRANCH_KEYS: Final = frozenset({"domain", "root", "edition", "diverges_at"})
-_SOURCE_KEYS: Final = frozenset({"domain", "root", "edition", "sequence"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,39 +73,23 @@ class BadLine:
 class ImportReport:
     """What an import did.
 
-    `stored` events and `branches` are new; what `present` lines bring was there before. Lines are
-    `held_back` that follow a bad line of their aggregate, or for an edition one of main, and those
-    of an append with an idempotency key that has a bad line, or whose last line has not come.
+    `stored` events, `branches`, `snapshots` and `positions` are new; what `present` lines bring was
+    there before. Lines are `held_back` that follow a bad line of their aggregate, or for an edition
+    one of main, and those of an append with an idempotency key that has a bad line, or whose last
+    line has not come.
     `stopped` is True where a line did not even name its aggregate: nothing after it was loaded, for
     any of it might have had to come later.
     """
 
     stored: int = 0
     branches: int = 0
+    snapshots: int = 0
+    positions: int = 0
     present: int = 0
     held_back: int = 0
     aggregates: int = 0
     stopped: bool = False
     bad_lines: list[BadLine] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _EventLine:
-    number: int
-    event: Event
-    trace: Trace
-    sequence: int | None
-    append_continues: bool
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class _BranchLine:
-    number: int
-    diverges_at: int
-
-
-_Line = _EventLine | _BranchLine
 
 
 @dataclass(slots=True)
@@ -145,9 +108,9 @@ class _Progress:
     may_diverge: bool = False
     blocked: bool = False
     named: set[UUID] = field(default_factory=set)  # ids that lines without a sequence brought
-    waiting: list[_EventLine] = field(default_factory=list)  # for the last line of their append
+    waiting: list[EventLine] = field(default_factory=list)  # for the last line of their append
 
-    def took(self, lines: list[_EventLine], first_sequence: int) -> None:
+    def took(self, lines: list[EventLine], first_sequence: int) -> None:
         """Note that an append has stored the events of these lines."""
         self.next_sequence = first_sequence + len(lines)
         self.may_diverge = False
@@ -161,11 +124,11 @@ class _Plan:
     """What is to be done with some lines of one aggregate: the present ones come first."""
 
     present: int = 0
-    new: list[_EventLine] = field(default_factory=list)
+    new: list[EventLine] = field(default_factory=list)
     bad: BadLine | None = None
     held_back: int = 0
 
-    def end_with(self, line: _EventLine, why: str, after: int) -> None:
+    def end_with(self, line: EventLine, why: str, after: int) -> None:
         """Plan to load nothing from a bad line on; `after` lines come after it."""
         self.bad = BadLine(line.number, why)
         self.held_back = after
@@ -173,14 +136,6 @@ class _Plan:
         while key is not None and self.new and self.new[-1].trace.idempotency_key == key:
             self.new.pop()  # alone, it would take the key away from the rest of its append
             self.held_back += 1
-
-
-class _Unusable(ValueError):
-    """A line can't be loaded. `aggregate` is None where even that is not clear."""
-
-    def __init__(self, why: str, aggregate: Aggregate | None = None) -> None:
-        super().__init__(why)
-        self.aggregate = aggregate
 
 
 class Import:
@@ -201,7 +156,7 @@ class Import:
 
     async def load(self, chunk: Iterable[tuple[int, bytes]]) -> None:
         """Load numbered lines. Nothing is loaded any more once the report says `stopped`."""
-        batches: defaultdict[Aggregate, list[_Line]] = defaultdict(list)
+        batches: defaultdict[Aggregate, list[Line]] = defaultdict(list)
         for number, text in chunk:
             if text.strip() and not self.report.stopped:
                 self._sort_in(number, text, batches)
@@ -215,25 +170,25 @@ class Import:
     # Sorting lines by their aggregates
 
     def _sort_in(
-        self, number: int, text: bytes, batches: defaultdict[Aggregate, list[_Line]]
+        self, number: int, text: bytes, batches: defaultdict[Aggregate, list[Line]]
     ) -> None:
         try:
-            fields = _parse_fields(text)
-            aggregate = _parse_aggregate(fields)
+            fields = parse_fields(text)
+            aggregate = parse_aggregate(fields)
             progress = self._progress[aggregate]
             if progress.blocked:
                 self.report.held_back += 1
-            elif "diverges_at" in fields:
-                batches[aggregate].append(_parse_branch(number, aggregate, fields))
-            else:
-                progress.lines += 1
-                line = _parse_line(number, len(text), aggregate, fields, progress.lines)
-                if not self._is_repeated(progress, line, named="id" in fields):
-                    batches[aggregate] += self._complete(aggregate, line)
-        except _Unusable as error:
+                return
+            progress.lines += is_of_event(fields)
+            line = parse_line(number, len(text), aggregate, fields, progress.lines)
+            if not isinstance(line, EventLine):
+                batches[aggregate].append(line)
+            elif not self._is_repeated(progress, line, named="id" in fields):
+                batches[aggregate] += self._complete(aggregate, line)
+        except Unusable as error:
             self._block(error.aggregate, BadLine(number, str(error)))
 
-    def _is_repeated(self, progress: _Progress, line: _EventLine, *, named: bool) -> bool:
+    def _is_repeated(self, progress: _Progress, line: EventLine, *, named: bool) -> bool:
         """Whether the import has had the event before; with a sequence, that shows later."""
         if not named or line.sequence is not None:
             return False
@@ -243,12 +198,12 @@ class Import:
         progress.named.add(line.event.id)
         return False
 
-    def _complete(self, aggregate: Aggregate, line: _EventLine) -> list[_EventLine]:
+    def _complete(self, aggregate: Aggregate, line: EventLine) -> list[EventLine]:
         """Return the lines that wait for this one, and it; [] if they go on waiting."""
         progress = self._progress[aggregate]
         if progress.waiting and progress.waiting[-1].trace != line.trace:
             why = "the line before it says that its append goes on, but this one is of another"
-            raise _Unusable(why, aggregate)
+            raise Unusable(why, aggregate)
         progress.waiting.append(line)
         if line.append_continues:
             self.report.held_back += 1
@@ -266,7 +221,7 @@ class Import:
 
     # Writing them
 
-    async def _write_all(self, batches: Mapping[Aggregate, list[_Line]]) -> None:
+    async def _write_all(self, batches: Mapping[Aggregate, list[Line]]) -> None:
         try:
             async with anyio.create_task_group() as tasks:
                 for aggregate, lines in batches.items():
@@ -274,7 +229,7 @@ class Import:
         except BaseExceptionGroup as group:
             raise first_of(group) from None
 
-    async def _write(self, aggregate: Aggregate, lines: list[_Line]) -> None:
+    async def _write(self, aggregate: Aggregate, lines: list[Line]) -> None:
         # `blocked` is no help here: it may be a later line that is bad.
         goes_on = not self._has_bad_main(aggregate)
         async with self._writers:
@@ -283,20 +238,48 @@ class Import:
                     self.report.held_back += len(part) if isinstance(part, list) else 1
                 elif isinstance(part, list):
                     goes_on = await self._write_events(aggregate, part)
-                else:
+                elif isinstance(part, BranchLine):
                     goes_on = await self._write_branch(aggregate, part)
+                elif isinstance(part, SnapshotLine):
+                    goes_on = await self._write_snapshot(aggregate, part)
+                else:
+                    goes_on = await self._write_position(aggregate, part)
 
     def _has_bad_main(self, aggregate: Aggregate) -> bool:
         main = self._progress.get(aggregate.on(MAIN))
         return aggregate.edition != MAIN and main is not None and main.blocked
 
-    async def _write_branch(self, aggregate: Aggregate, line: _BranchLine) -> bool:
+    async def _write_branch(self, aggregate: Aggregate, line: BranchLine) -> bool:
         """Let an edition diverge; return False for a bad line."""
         why = await self._diverge(aggregate, line.diverges_at)
         if why:
             self._block(aggregate, BadLine(line.number, why))
             return False
         await self._confirm(aggregate)
+        return True
+
+    async def _write_snapshot(self, aggregate: Aggregate, line: SnapshotLine) -> bool:
+        """Keep a snapshot, unless there is one that is not older; return False for a bad line."""
+        found = await self._store.snapshots.get(aggregate, at=line.sequence)
+        if found is not None and found.sequence == line.sequence and _is_not_older(found, line):
+            self.report.present += 1
+            return True
+        try:
+            await _again_if_unknown(lambda: put_snapshot(self._store, aggregate, line))
+        except (InvalidType, InvalidValue) as error:
+            self._block(aggregate, BadLine(line.number, str(error)))
+            return False
+        self.report.snapshots += 1
+        return True
+
+    async def _write_position(self, aggregate: Aggregate, line: PositionLine) -> bool:
+        """Move a handler's position, never backwards: it may have gone on here."""
+        advance = self._store.positions.advance
+        has_moved = await _again_if_unknown(lambda: advance(line.handler, aggregate, line.position))
+        if has_moved:
+            self.report.positions += 1
+        else:
+            self.report.present += 1
         return True
 
     async def _diverge(self, aggregate: Aggregate, at: int, tries: int = _TRIES) -> str:
@@ -317,7 +300,7 @@ class Import:
             self.report.branches += 1
         return ""
 
-    async def _write_events(self, aggregate: Aggregate, lines: list[_EventLine]) -> bool:
+    async def _write_events(self, aggregate: Aggregate, lines: list[EventLine]) -> bool:
         """Append what the store does not have; return False if that ended with a bad line."""
         progress = self._progress[aggregate]
         refused: dict[int, str] = {}
@@ -351,7 +334,7 @@ class Import:
             await self._confirm(aggregate, tries - 1)
 
     async def _append_all(
-        self, aggregate: Aggregate, lines: list[_EventLine], refused: dict[int, str]
+        self, aggregate: Aggregate, lines: list[EventLine], refused: dict[int, str]
     ) -> int:
         """Return how many are stored: all, unless there is something new to plan with."""
         stored = 0
@@ -362,7 +345,7 @@ class Import:
         return stored
 
     async def _append(
-        self, aggregate: Aggregate, lines: list[_EventLine], refused: dict[int, str]
+        self, aggregate: Aggregate, lines: list[EventLine], refused: dict[int, str]
     ) -> bool:
         """Append the events of lines with one trace; return whether that was done."""
         progress = self._progress[aggregate]
@@ -416,11 +399,39 @@ class Import:
         progress.next_sequence = start + len(new)
 
 
-def _parts(lines: list[_Line]) -> Iterator[list[_EventLine] | _BranchLine]:
-    """Take lines of branches out from between those of events."""
-    events: list[_EventLine] = []
+async def put_snapshot(store: Store, aggregate: Aggregate, made: Snapshot | SnapshotLine) -> None:
+    """Keep a snapshot as it was made elsewhere."""
+    await store.snapshots.put(
+        aggregate,
+        sequence=made.sequence,
+        state=made.state,
+        retention=made.retention,
+        schema_version=made.schema_version,
+        time=made.time,
+    )
+
+
+async def _again_if_unknown(call: Callable[[], Awaitable[T]]) -> T:
+    """Make a call that may be made twice, until its outcome is known."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await call()
+        except OutcomeUnknown:
+            pass
+    return await call()
+
+
+def _is_not_older(found: Snapshot, line: SnapshotLine) -> bool:
+    return line.time is None or found.time >= line.time
+
+
+def _parts(
+    lines: list[Line],
+) -> Iterator[list[EventLine] | BranchLine | SnapshotLine | PositionLine]:
+    """Take other lines out from between those of events."""
+    events: list[EventLine] = []
     for line in lines:
-        if isinstance(line, _EventLine):
+        if isinstance(line, EventLine):
             events.append(line)
             continue
         if events:
@@ -431,12 +442,12 @@ def _parts(lines: list[_Line]) -> Iterator[list[_EventLine] | _BranchLine]:
         yield events
 
 
-def _cut(lines: list[_EventLine], settings: Settings) -> Iterator[list[_EventLine]]:
+def _cut(lines: list[EventLine], settings: Settings) -> Iterator[list[EventLine]]:
     """Cut lines into appends: one trace each, and what the settings allow.
 
     A line is about as large as its event. An append with an idempotency key is not cut.
     """
-    batch: list[_EventLine] = []
+    batch: list[EventLine] = []
     size = 0
     for line in lines:
         size += line.size
@@ -451,12 +462,12 @@ def _cut(lines: list[_EventLine], settings: Settings) -> Iterator[list[_EventLin
         yield batch
 
 
-def _is_in_doubt(aggregate: Aggregate, progress: _Progress, line: _EventLine) -> bool:
+def _is_in_doubt(aggregate: Aggregate, progress: _Progress, line: EventLine) -> bool:
     """Whether to look first: where the guess is wrong, or an edition would diverge by it."""
     return aggregate.edition != MAIN or (line.sequence or 0) > progress.next_sequence
 
 
-def _plan(progress: _Progress, lines: list[_EventLine], refused: dict[int, str]) -> _Plan:
+def _plan(progress: _Progress, lines: list[EventLine], refused: dict[int, str]) -> _Plan:
     plan = _Plan()
     known = progress.known or {}
     end = progress.next_sequence
@@ -484,7 +495,7 @@ def _plan(progress: _Progress, lines: list[_EventLine], refused: dict[int, str])
     return plan
 
 
-def _why_not_here(progress: _Progress, line: _EventLine) -> str:
+def _why_not_here(progress: _Progress, line: EventLine) -> str:
     """Return why an edition can't diverge with this line; empty if it can."""
     if line.sequence is None:
         return "it does not say where its edition diverges: no 'sequence', no 'diverges_at' before"
@@ -494,7 +505,7 @@ def _why_not_here(progress: _Progress, line: _EventLine) -> str:
     return ""
 
 
-def _unstorable(lines: list[_EventLine]) -> dict[int, str]:
+def _unstorable(lines: list[EventLine]) -> dict[int, str]:
     """Return the first line whose event has no stored form, and why."""
     for line in lines:
         try:
@@ -504,179 +515,50 @@ def _unstorable(lines: list[_EventLine]) -> dict[int, str]:
     return {}
 
 
-# Parsing
-
-
-def _parse_fields(text: bytes) -> dict[str, Any]:
-    try:
-        # Unlike orjson, this keeps integers of any size as they are, so that none changes unseen.
-        fields = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise _Unusable("it is not JSON") from None
-    if not isinstance(fields, dict):
-        raise _Unusable("it is not a JSON object")
-    return fields
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def _parse_aggregate(fields: dict[str, Any]) -> Aggregate:
-    for key in ("domain", "root"):
-        if key not in fields:
-            raise _Unusable(f"it has no {key!r}")
-    try:
-        return Aggregate(fields["domain"], fields["root"], fields.get("edition", MAIN))
-    except InvalidName as error:
-        raise _Unusable(str(error)) from None
-
-
-def _parse_branch(number: int, aggregate: Aggregate, fields: dict[str, Any]) -> _BranchLine:
-    try:
-        if aggregate.edition == MAIN:
-            raise _Unusable(f"it has 'diverges_at', but the edition {MAIN!r} diverges from nothing")
-        others = fields.keys() - _BRANCH_KEYS
-        if others:
-            raise _Unusable(f"it has both 'diverges_at' and {min(others)!r}: make two lines of it")
-        return _BranchLine(number, check_sequence("diverges_at", fields["diverges_at"]))
-    except (_Unusable, InvalidType, InvalidValue) as error:
-        raise _Unusable(str(error), aggregate) from None
-
-
-def _parse_line(
-    number: int, size: int, aggregate: Aggregate, fields: dict[str, Any], place: int
-) -> _EventLine:
-    try:
-        unknown = fields.keys() - _KEYS
-        if unknown:
-            raise _Unusable(f"it has the unknown key {min(unknown)!r}")
-        sequence = fields.get("sequence")
-        if sequence is not None:
-            check_sequence("sequence", sequence)
-        trace = _parse_trace(fields)
-        continues = _parse_continues(fields, trace)
-        event = _parse_event(aggregate, fields, place)
-        return _EventLine(number, event, trace, sequence, continues, size)
-    except (_Unusable, InvalidType, InvalidValue) as error:
-        raise _Unusable(str(error), aggregate) from None
-
-
-def _parse_trace(fields: dict[str, Any]) -> Trace:
-    source = _parse_source(fields.get("source"))
-    return check_trace(fields.get("idempotency_key"), fields.get("correlation_id"), source)
-
-
-def _parse_source(value: Any) -> Source | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict) or value.keys() != _SOURCE_KEYS:
-        raise _Unusable("its 'source' is not an object of domain, root, edition and sequence")
-    try:
-        return Source(**value)
-    except (InvalidName, InvalidType, InvalidValue) as error:
-        raise _Unusable(f"its 'source' is none: {error}") from None
-
-
-def _parse_continues(fields: dict[str, Any], trace: Trace) -> bool:
-    continues = fields.get("append_continues", False)
-    if not isinstance(continues, bool):
-        raise _Unusable("its 'append_continues' is not true or false")
-    if continues and trace.idempotency_key is None:
-        raise _Unusable("it has 'append_continues', but no 'idempotency_key'")
-    return continues
-
-
-def _parse_event(aggregate: Aggregate, fields: dict[str, Any], place: int) -> Event:
-    if "type" not in fields:
-        raise _Unusable("it has no 'type'")
-    if ("data" in fields) == ("data_base64" in fields):
-        raise _Unusable("it must have either 'data' or 'data_base64'")
-    return Event(
-        fields["type"],
-        _parse_data(fields),
-        metadata=_parse_metadata(fields.get("metadata")),
-        id=_parse_id(fields["id"]) if "id" in fields else _make_id(aggregate, fields, place),
-        time=_parse_time(fields.get("time")),
-    )
-
-
-def _parse_data(fields: dict[str, Any]) -> Any:
-    if "data" in fields:
-        return fields["data"]
-    try:
-        return base64.b64decode(fields["data_base64"], validate=True)
-    except (TypeError, ValueError):
-        raise _Unusable("its 'data_base64' is not base64") from None
-
-
-def _parse_metadata(value: Any) -> dict[str, Any] | None:
-    if value is None or isinstance(value, dict):
-        return value
-    raise _Unusable("its 'metadata' is not an object")
-
-
-def _parse_time(value: Any) -> datetime | None:
-    if value is None:
-        return None
-    try:
-        return datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        raise _Unusable("its 'time' is not one of ISO 8601") from None
-
-
-def _parse_id(value: Any) -> UUID:
-    try:
-        return uuid.UUID(value)
-    except (AttributeError, TypeError, ValueError):
-        raise _Unusable("its 'id' is not a UUID") from None
-
-
-def _make_id(aggregate: Aggregate, fields: dict[str, Any], place: int) -> UUID:
-    """Return the same id for the same content at the same place of the same aggregate."""
-    content = [aggregate.domain, aggregate.edition, aggregate.root, place, fields]
-    return uuid.uuid5(_ID_NAMESPACE, codec.encode_json("the line", content).decode())
-
-
 # Export
 
 
 async def export_lines(
     store: Store,
     domains: Iterable[str] | None = None,
-    on_corrupt: Callable[[CorruptEvent], None] | None = None,
+    on_corrupt: Callable[[Corrupt], None] | None = None,
 ) -> AsyncIterator[bytes]:
-    """Iterate over the events of a store, or of some domains, as lines that Import takes.
+    """Iterate over what a store holds, or some domains of it, as lines that Import takes.
 
     Of each domain the events of main come first, then for each other edition where it diverges and
-    its own events. Lines of one aggregate stand together, in their order; aggregates come in no
-    particular order. What is written meanwhile may be left out, never what an edition needs.
+    its own events; right after the events of an aggregate come its snapshots and positions. Lines
+    of one aggregate stand together, in their order; aggregates come in no particular order. What is
+    written meanwhile may be left out, never what an edition needs; a position or snapshot that is
+    put meanwhile, never an event that it stands on.
 
-    An event that can't be read is handed to `on_corrupt` and left out; without one it is raised.
-    The events after it come without their sequence, for an import has to close the gap, and
-    editions that shared it diverge earlier by it. A `source` keeps naming the sequence it named.
+    An event or position that can't be read is handed to `on_corrupt` and left out; without one it
+    is raised. The events after it come without their sequence, for an import has to close the gap;
+    snapshots, positions and editions that shared it move down by it. A `source` keeps naming the
+    sequence it named. A snapshot that can't be read is left out: it is only a short cut.
     """
     names = [name async for name in store.events.domains()] if domains is None else list(domains)
     for domain in names:
         # These before main is read: then main has all that they share, whatever others write.
-        branches = [branch async for branch in _branches(store, domain)]
+        branches = [branch async for branch in branches_of(store, domain)]
         left_out: dict[str, list[int]] = {}
         async for root in store.events.roots(domain):
-            history = _History(store, Aggregate(domain, root), on_corrupt)
-            async for line in history.lines():
+            history = History(store, Aggregate(domain, root), on_corrupt)
+            async for line in _all_lines(history):
                 yield line
             if history.left_out:
                 left_out[root] = history.left_out
         for aggregate, at in branches:
-            missing = sum(sequence < at for sequence in left_out.get(aggregate.root, ()))
-            yield _write_branch_line(aggregate, at - missing)
-            history = _History(store, aggregate, on_corrupt, at, is_moved=missing > 0)
-            async for line in history.lines():
+            gaps = [gap for gap in left_out.get(aggregate.root, ()) if at is None or gap < at]
+            if at is not None:
+                yield write_branch(aggregate, at - len(gaps))
+            history = History(store, aggregate, on_corrupt, at, gaps)
+            async for line in _all_lines(history):
                 yield line
 
 
-async def _branches(store: Store, domain: str) -> AsyncIterator[tuple[Aggregate, int]]:
-    """Iterate over what has left main, and where."""
+async def branches_of(store: Store, domain: str) -> AsyncIterator[tuple[Aggregate, int | None]]:
+    """Iterate over what has left main, and where; None for what may have something else there."""
+    attached = Attachments(store)
     async for edition in store.events.editions(domain):
         if edition == MAIN:
             continue
@@ -685,35 +567,67 @@ async def _branches(store: Store, domain: str) -> AsyncIterator[tuple[Aggregate,
             at = await store.events.divergence(aggregate)
             if at is not None:  # an index may name too much
                 yield aggregate, at
+        async for root in attached.only_attached(domain, edition):
+            aggregate = Aggregate(domain, root, edition)
+            if await store.events.divergence(aggregate) is None:
+                yield aggregate, None
+
+
+async def _all_lines(history: History) -> AsyncIterator[bytes]:
+    """Iterate over the lines of an aggregate.
+
+    How far handlers and snapshots are is read before the events: they must not be further than
+    these.
+    """
+    attached, aggregate = Attachments(history.store), history.aggregate
+    positions, newest = await asyncio.gather(
+        attached.positions(aggregate, history.on_corrupt), attached.newest_snapshot(aggregate)
+    )
+    async for line in history.lines():
+        yield line
+    async for snapshot in attached.snapshots(aggregate, newest):
+        place = history.moved(snapshot.sequence)
+        if place >= 0:
+            yield write_snapshot(aggregate, snapshot, place)
+    for handler, position in positions.items():
+        place = history.moved(position)
+        if place >= 0:
+            yield write_position(aggregate, handler, place)
 
 
 @dataclass(slots=True)
-class _History:
+class History:
     """The events of an aggregate itself: on another edition, without those that main has for it.
 
-    `left_out` are the sequences of those that could not be read. `is_moved` says that an import
-    gives other sequences to all of them.
+    `left_out` are the sequences of those that could not be read; to begin with, of those that main
+    has for it.
     """
 
     store: Store
     aggregate: Aggregate
-    on_corrupt: Callable[[CorruptEvent], None] | None
+    on_corrupt: Callable[[Corrupt], None] | None
     diverges_at: int | None = None
-    is_moved: bool = False
     left_out: list[int] = field(default_factory=list)
 
-    async def lines(self) -> AsyncIterator[bytes]:
+    def moved(self, sequence: int) -> int:
+        """Return the sequence that an import gives to what is at this one; -1 for none."""
+        return sequence - sum(gap <= sequence for gap in self.left_out)
+
+    async def lines(self, start: int = 0) -> AsyncIterator[bytes]:
+        """Iterate over the lines of the events from a sequence on."""
         previous: RecordedEvent | None = None
-        async for event in self._events():
+        async for event in self._events(start):
             if previous is not None:
                 yield self._line(previous, event)
             previous = event
         if previous is not None:
             yield self._line(previous, None)
 
-    async def _events(self) -> AsyncIterator[RecordedEvent]:
+    async def _events(self, start: int) -> AsyncIterator[RecordedEvent]:
         """Iterate over what can be read."""
-        start = self.diverges_at or 0
+        if self.aggregate.edition != MAIN and self.diverges_at is None:
+            return
+        start = max(start, self.diverges_at or 0)
         while True:
             events = self.store.events.stream(
                 self.aggregate, start=start, diverge_at=self.diverges_at
@@ -738,56 +652,5 @@ class _History:
     def _line(self, event: RecordedEvent, following: RecordedEvent | None) -> bytes:
         key = event.idempotency_key
         continues = key is not None and following is not None and following.idempotency_key == key
-        is_moved = self.is_moved or bool(self.left_out and self.left_out[0] < event.sequence)
-        return _write_line(event, with_sequence=not is_moved, append_continues=continues)
-
-
-def _write_branch_line(aggregate: Aggregate, at: int) -> bytes:
-    fields = {**_identity(aggregate), "diverges_at": at}
-    return codec.encode_json("the branch", fields) + b"\n"
-
-
-def _identity(aggregate: Aggregate) -> dict[str, Any]:
-    return {
-        "domain": aggregate.domain,
-        "edition": aggregate.edition,
-        "root": aggregate.root,
-    }
-
-
-def _write_line(event: RecordedEvent, *, with_sequence: bool, append_continues: bool) -> bytes:
-    fields: dict[str, Any] = {
-        **_identity(event.aggregate),
-        **({"sequence": event.sequence} if with_sequence else {}),
-        "type": event.type,
-        "time": event.time.isoformat(),
-        "id": str(event.id),
-        **_trace_fields(event),
-        **({"append_continues": True} if append_continues else {}),
-    }
-    if event.metadata:
-        fields["metadata"] = event.metadata
-    # The data by themselves: what could just be nested deep enough to be stored could not be
-    # written one level deeper.
-    if isinstance(event.data, bytes):
-        name, data = b"data_base64", b'"' + base64.b64encode(event.data) + b'"'
-    else:
-        name, data = b"data", codec.encode_json("data", event.data)
-    return b'%s,"%s":%s}\n' % (codec.encode_json("the event", fields)[:-1], name, data)
-
-
-def _trace_fields(event: RecordedEvent) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if event.correlation_id is not None:
-        fields["correlation_id"] = event.correlation_id
-    if event.idempotency_key is not None:
-        fields["idempotency_key"] = event.idempotency_key
-    if event.source is not None:
-        source = event.source
-        fields["source"] = {
-            "domain": source.domain,
-            "root": source.root,
-            "edition": source.edition,
-            "sequence": source.sequence,
-        }
-    return fields
+        is_moved = bool(self.left_out and self.left_out[0] < event.sequence)
+        return write_event(event, with_sequence=not is_moved, append_continues=continues)

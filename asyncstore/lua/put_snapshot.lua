@@ -4,13 +4,13 @@
 --       main, attached (see keys.py)
 -- ARGV: sequence, retention ('default', 'persist', 'transient'), encoding, schema version,
 --       the id in hexadecimal that the event at the sequence must have, or '', state,
---       how many older ones of retention default stay, root
+--       how many older ones of retention default stay, root, its time in microseconds ('' for now)
 -- Reply: {'ok'}, or {'stale'} when another event is there, or none
 -- include: timeline.lua
 local newest, kept, recent, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local divergence, main, attached = KEYS[5], KEYS[6], KEYS[7]
 local sequence, retention, encoding, schema, as_of = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local state, recent_stay, root = ARGV[6], tonumber(ARGV[7]), ARGV[8]
+local state, recent_stay, root, time = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 
 local function has_event(events, id)
   local member = redis.call('ZRANGE', events, sequence, sequence, 'BYSCORE')[1]
@@ -46,10 +46,12 @@ local current = {
 local has_sequence = string.match(current.sequence or '', '^%d+$') and tonumber(current.sequence) < 2 ^ 53
 local readable = has_sequence and current.time and current.retention and current.encoding and current.state
 
-local clock = redis.call('TIME')
-local now = clock[1] .. string.format('%06d', clock[2])
+if time == '' then
+  local clock = redis.call('TIME')
+  time = clock[1] .. string.format('%06d', clock[2])
+end
 local put = {
-  sequence = sequence, time = now, retention = retention, encoding = encoding, schema = schema, state = state,
+  sequence = sequence, time = time, retention = retention, encoding = encoding, schema = schema, state = state,
 }
 
 if attached then
@@ -63,5 +65,5 @@ if readable and tonumber(sequence) > tonumber(current.sequence) then
   keep(current)
 end
 redis.call('UNLINK', newest)
-redis.call('HSET', newest, 'sequence', sequence, 'time', now, 'retention', retention, 'encoding', encoding, 'schema', schema, 'state', state)
+redis.call('HSET', newest, 'sequence', sequence, 'time', time, 'retention', retention, 'encoding', encoding, 'schema', schema, 'state', state)
 return { 'ok' }
