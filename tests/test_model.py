@@ -131,7 +131,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.prefix = f"model-{uuid.uuid4().hex}:"
+        self.prefix = f"test-model-{uuid.uuid4().hex}:"
         self.store = asyncstore.open(self.server.url, key_prefix=self.prefix)
         self.models: defaultdict[Aggregate, Model] = defaultdict(Model)
         self.wait(self.store.__aenter__())
