@@ -103,7 +103,7 @@ class TestMoved:
 
     @pytest.mark.parametrize("words", ["", " ?:6379", " 127.0.0.1:0", " 127.0.0.1:99999", " a b c"])
     async def test_to_no_place_at_all_is_no_place_of_ours(self, words: str) -> None:
-        async with fake_cluster() as (one, _), opened(one, timeout=0.3) as store:
+        async with fake_cluster() as (one, _), opened(one, timeout=1.0) as store:
             one.on_call = always(f"-MOVED {SLOT}{words}\r\n".encode())
             with pytest.raises(StoreUnavailable):
                 await append(store)

@@ -225,6 +225,8 @@ async def tls_cluster(directory: Path) -> AsyncIterator[dict[int, RedisServer]]:
                 client.execute_command(*shlex.split(acl.line("app", "test-")), ">s3cret")
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", place + 1)
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for node in nodes:
+            with redis.Redis.from_url(node.url) as client:
                 for port in ports:
                     client.execute_command("CLUSTER", "MEET", "127.0.0.1", port)
         await eventually(lambda: all(map(_is_ok, nodes)), "the cluster is whole")
