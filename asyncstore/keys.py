@@ -44,6 +44,8 @@ TYPES: Final = {
 }
 """The first word of each key, behind the prefix, and the type of its value, as TYPE names it."""
 
+_ONCE: Final = ("layout", "subscribed")  # what a cluster has once, and not in each slot
+
 _PLACE: Final = r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{(?P<root>[^{}]+)\}"
 _TAG: Final = r"\{(?P<tag>[^{}]+)\}"
 _OF_HANDLER: Final = rf"(?P<name>[^:]+):(?P<domain>[^:]+):(?P<edition>[^:]+):{_TAG}"
@@ -223,11 +225,17 @@ class Keys:
         return f"{self.prefix}correlated:{{{correlation_id}}}"
 
     def subscribed(self, tag: str) -> str:
-        """Sorted set, all scores 0: what handlers work on, as `{handler}:{domain}:{edition}`."""
+        """Sorted set, all scores 0: what handlers work on, as `{handler}:{domain}:{edition}`.
+
+        There is one, under `ALL`.
+        """
         return f"{self.prefix}subscribed:{{{tag}}}"
 
     def subscription(self, handler: str, domain: str, edition: str, tag: str) -> str:
-        """Hash: where the handler began, and which roots it has looked at. See subscribe.lua."""
+        """Hash: under `ALL` where the handler began, under each tag which roots it has looked at.
+
+        See subscribe.lua and sweep.lua. On a cluster the latter comes when there is a root.
+        """
         return f"{self.prefix}subscriptions:{handler}:{domain}:{edition}:{{{tag}}}"
 
     def due(self, handler: str, domain: str, edition: str, tag: str) -> str:
@@ -261,8 +269,11 @@ class Keys:
         """String: the version of all this. See `codec.LAYOUT`."""
         return f"{self.prefix}layout:{{{ALL}}}"
 
-    def _tags_of(self, word: str) -> tuple[str, ...]:
-        return (ALL,) if word == "layout" else self.tags()
+    def _has_tag(self, word: str, tag: str) -> bool:
+        """Whether there can be a key with this first word under a tag."""
+        if tag == ALL:
+            return not self.by_slot or word in (*_ONCE, "subscriptions")
+        return self.by_slot and word not in _ONCE and self.tag_of(tag) == tag
 
     def word_of(self, key: str) -> str | None:
         """Return the first word of a key behind the prefix, if it is one of ours."""
@@ -280,7 +291,7 @@ class Keys:
             return None
         fields = parts.groupdict()
         try:
-            if "tag" in fields and fields["tag"] not in self._tags_of(word):
+            if "tag" in fields and not self._has_tag(word, fields["tag"]):
                 return None
             root = fields.pop("root", None)
             place = Aggregate(fields["domain"], root, fields["edition"]) if root else None

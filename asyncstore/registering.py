@@ -84,6 +84,15 @@ class Registry:
             await all_of(self._mark(domain, terms, tag, begins) for tag in some)
         await self._is_marked(domain, terms)
 
+    async def keep(self, domain: str | None, domains: Sequence[str], terms: Terms) -> None:
+        """Register a handler that works already, where a failover may have lost that.
+
+        It has begun: what has no position by now is handled from its first event on.
+        """
+        names = [*domains, EVERY_DOMAIN] if domain is None else [domain]
+        for name in names:
+            await self._register(name, terms, FIRST, [])
+
     async def _register(
         self,
         domain: str,

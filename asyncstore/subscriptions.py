@@ -24,6 +24,7 @@ from asyncstore.errors import (
     UnexpectedReply,
 )
 from asyncstore.feeding import Feeder
+from asyncstore.keys import ALL
 from asyncstore.names import check_seconds
 from asyncstore.sharing import all_of
 from asyncstore.values import (
@@ -724,7 +725,18 @@ class Subscription:
             self._feeder_of(self._keys.tag_of(aggregate.root)).hear(aggregate)
 
     def missed(self, tags: Collection[str]) -> None:
-        """Do nothing: the sweeper is told, too, and tells what there is to look at."""
+        """Register again, if a failover may have lost that.
+
+        The sweeper is told, too, and tells what there is to look at.
+        """
+        if self._keys.tag_of(ALL) in tags and self.is_open():
+            self._start(self._register_again())
+
+    async def _register_again(self) -> None:
+        try:
+            await self._registry.keep(self._domain, sorted(self._domains), self._terms)
+        except AsyncStoreError as error:
+            _log.warning("%s was not registered again: %s", self._terms.handler, error)
 
     # Keeping leases: the renewer's task
 

@@ -284,11 +284,12 @@ class _Walk:
         return _findings(out_of_order(key))
 
     async def _check_of_handler(self, key: str, meaning: Meaning) -> Findings:
-        """Check what handlers have under a tag, and that a subscription is listed."""
+        """Check what handlers have under a tag, and that a handler is listed that has begun."""
         found = await self._check_type(key)
         subscribed = self._keys.subscribed(meaning.tag)
         is_index = await self._look.kind(subscribed) in ("zset", "none")
-        if meaning.word == "subscriptions" and not found and is_index:
+        has_begun = meaning.word == "subscriptions" and meaning.tag == keys.ALL
+        if has_begun and not found and is_index:
             name = keys.subscription_in_index(meaning.name, meaning.domain, meaning.edition)
             if not await self._look.is_scored(subscribed, name):
                 why = f"it does not name {name!r}, which is there"

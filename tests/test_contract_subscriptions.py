@@ -37,7 +37,7 @@ from asyncstore import (
     StoreClosed,
     Subscription,
 )
-from asyncstore.keys import Keys
+from asyncstore.keys import ALL, Keys
 from asyncstore.registering import Registry
 from asyncstore.worklist import Terms
 from tests.builders import listed, numbered, sequences
@@ -625,6 +625,10 @@ class TestSharing:
                     await handle(sub, 1)
 
 
+async def is_listed(store: Store) -> bool:
+    return bool(await store.subscriptions.status("projector"))
+
+
 class TestSweeping:
     """What nobody was told of, or was told of in vain."""
 
@@ -643,6 +647,23 @@ class TestSweeping:
             await store.events.append(Aggregate("carts", "1"), numbered(1), expected=NEW)
             assert await handle(one, 1) == [(order.root, 1)]
             assert sorted(await handle(all_, 2)) == sorted([(order.root, 1), ("1", 0)])
+
+    async def test_a_registration_that_was_lost(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        keys = server.keys(prefix)
+        async with store.subscribe("projector", None, start=NOW) as sub:
+            await store.events.append(order, numbered(1), expected=NEW)
+            await handle(sub, 1)
+            with server.client() as client:
+                for domain in ("orders", "*"):
+                    client.unlink(keys.subscription("projector", domain, MAIN, ALL))
+                client.unlink(keys.subscribed(ALL))
+            sub.missed(keys.tags())
+            await eventually(lambda: is_listed(store), "it is registered again")
+        await store.events.append(order, numbered(1, 1), expected=1)
+        async with store.subscribe("projector", None, start=NOW) as sub:
+            assert await handle(sub, 1) == [(order.root, 1)]
 
     async def test_numbers_that_were_taken_back_and_given_again(
         self,
