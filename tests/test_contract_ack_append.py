@@ -191,6 +191,40 @@ class TestWhatIsWritten:
         assert await listed(store.events.roots("orders")) == [later.root, order.root]
 
 
+class TestErasing:
+    """On a cluster the index of a correlation id is in another slot: see `Writer._send_indexed`."""
+
+    async def test_one_that_took_place_in_the_slot(
+        self, server: Server, prefix: str, store: Store
+    ) -> None:
+        order, gone = (Aggregate("orders", root) for root in roots_of_one_slot(2))
+        await store.events.append(order, numbered(1), expected=NEW)
+        async with asyncstore.open(server.url, key_prefix=prefix) as other:
+            await other.events.append(gone, numbered(1), expected=NEW, correlation_id="c")
+            await other.events.delete(gone)
+        async with store.subscribe("manager", "orders") as sub:
+            delivery = await take(sub)
+            assert await delivery.ack(append=effects(), correlation_id="c") == Appended(1, 1)
+        (book,) = await store.events.correlated("c")
+        assert (book.aggregate, sequences(book.events)) == (order, [1])
+
+    async def test_what_was_refused_is_named_nowhere(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(1), expected=NEW)
+        async with store.subscribe("manager", "orders") as sub:
+            delivery = await take(sub)
+            with pytest.raises(SequenceConflict):
+                await delivery.ack(append=effects(), expected=5, correlation_id="refused")
+            await store.positions.put("manager", order, 0)
+            with pytest.raises(LeaseLost):
+                await delivery.ack(append=effects(), correlation_id="lost")
+        await store.events.delete(order)
+        keys = server.keys(prefix)
+        indexes = [keys.correlated(correlation_id) for correlation_id in ("refused", "lost")]
+        assert await store._router.those_there(indexes) == []
+
+
 class TestEditions:
     async def test_one_that_has_diverged(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(3), expected=NEW)
