@@ -101,10 +101,11 @@ class Writer:
             letters += "d"
         place = "" if expected is ANY else str(expected)
         about: list[Argument] = [aggregate.root, place, len(batch)]
-        send = partial(self._send, aggregate, about, encoded, size, wanted)
         if self._keys.by_slot and trace.correlation_id is not None:
+            send = partial(self._send, aggregate, about, encoded, size, wanted)
             return await self._send_indexed(aggregate, trace, letters, send)
-        return await send(self._keys_of(aggregate, trace), _options(letters, trace))
+        where, options = self._keys_of(aggregate, trace), _options(letters, trace)
+        return await self._send(aggregate, about, encoded, size, wanted, where, options)
 
     async def prove(self, aggregate: Aggregate, wanted: Durability) -> tuple[int, Reached]:
         """Have a level proven for all events of an aggregate, with an append of none.
