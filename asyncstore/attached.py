@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from asyncstore import codec, forms, scripts
 from asyncstore.errors import CorruptPosition
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from asyncstore.values import Aggregate, Snapshot
 
     PageOf = Callable[[str, bytes], Coroutine[Any, Any, Page]]
-
-_INDEXES_AT_ONCE: Final = 1024  # of a cluster, where each has few names
 
 _log = logging.getLogger(__name__)
 
@@ -126,9 +124,7 @@ class Attachments:
                 async for page in _pages(indexes[0], page_of):
                     yield page
                 continue
-            for first in range(0, len(indexes), _INDEXES_AT_ONCE):
-                some = indexes[first : first + _INDEXES_AT_ONCE]
-                there = await self._store._router.those_there(some)
+            async for there in listing.those_there(indexes):  # each has few names
                 for names in await all_of(_all_names(key, page_of) for key in there):
                     yield names
 

@@ -36,7 +36,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from asyncstore import __version__, acl, comparing, embedded_cluster, transfer, verify
+from asyncstore import (
+    __version__,
+    acl,
+    balance,
+    comparing,
+    embedded_cluster,
+    migrating,
+    transfer,
+    verify,
+)
 from asyncstore.errors import AsyncStoreError, ConfigurationError, CorruptEvent, InvalidName
 from asyncstore.names import MAIN
 from asyncstore.settings import EMBEDDED, PRIMARY, URLS_VARIABLE, Settings
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from asyncstore import progress
+    from asyncstore.balance import Balance
     from asyncstore.checks import Finding, Report
     from asyncstore.comparing import Difference
     from asyncstore.embedded_cluster import Cluster
@@ -58,6 +68,7 @@ if TYPE_CHECKING:
 _PIPE = Path("-")
 _SHOWN_BAD_LINES = 20
 _WATCH_SECONDS = 2.0
+_FOLLOW_SECONDS = 0.5
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIPED_WIDTH = 120
 _ABOUT_SETTINGS = (
@@ -67,7 +78,9 @@ _DOCTOR_CODES = {"good": 0, "warning": 1, "bad": 2}
 _COLOURS = {"good": "green", "warning": "yellow", "bad": "red"}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_clusters = typer.Typer(no_args_is_help=True, help="A cluster on this machine, to try things on.")
+_clusters = typer.Typer(
+    no_args_is_help=True, help="A cluster on this machine, and what is where on any."
+)
 app.add_typer(_clusters, name="cluster")
 _say = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -150,6 +163,26 @@ def compare_(
     _run(lambda: _compare(places, domain, most, as_json), failed=2)
 
 
+@app.command("migrate")
+def migrate_(
+    old: Annotated[str, typer.Argument(help=_ONE_PLACE)],
+    new: Annotated[str, typer.Argument(help="Where all of it goes: an empty store.")],
+    stopped: Annotated[
+        bool, typer.Option(help="Nobody writes to the old one any more: switch without asking.")
+    ] = False,
+    key_prefix: KeyPrefix = None,
+    new_key_prefix: NewKeyPrefix = None,
+) -> None:
+    """Move a store to another one, such as one server to a cluster, while it is written to.
+
+    It copies all there is and goes on with what changes, until you have stopped all that writes to
+    the old store and press Enter. Then it copies the rest, compares both, and says how long that
+    took. If it is cut off, run it again. The exit code is 0 once the new store has everything.
+    """
+    places = _places(old, new, key_prefix, new_key_prefix)
+    _run(lambda: _migrate(places, stopped))
+
+
 @app.command("doctor")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")] = False,
@@ -219,6 +252,22 @@ def cluster_start(
     Started again in the same directory, the same cluster comes back.
     """
     _run(lambda: _cluster_start(primaries, replicas, directory, as_json))
+
+
+@_clusters.command("stats")
+def cluster_stats(
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds to count appends.")] = 2.0,
+    hottest: Annotated[int, typer.Option(min=0, help="How many slots are shown.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")] = False,
+    url: Url = None,
+    key_prefix: KeyPrefix = None,
+) -> None:
+    """Say how events, memory and appends are spread over the nodes of a cluster, and its slots.
+
+    Walks through all keys (SCAN), so it needs a user who may do that. Nothing is changed.
+    """
+    options = _options(None, key_prefix) if url is None else _options_at(url, key_prefix)
+    _run(lambda: _cluster_stats(interval, hottest, as_json, options))
 
 
 @app.command("subscriptions")
@@ -533,6 +582,72 @@ def _show_difference(difference: Difference, as_json: bool) -> str:
     return f"{difference.kind}: {where}: {difference.text}"
 
 
+# Migrate
+
+
+async def _migrate(places: tuple[Options, Options], stopped: bool) -> int:
+    old, new = places
+    async with open_store(_settings_of_a_store(old)) as one, open_store(**new) as other:
+        with _counting("copying") as on_events:
+            migration = migrating.Migration(one, other, on_events)
+            if await migration.begin():
+                _say.print("going on with what was begun")
+            await _caught_up(migration)
+        if not stopped and not await _follow(migration):
+            _say.print("not switched: run it again to go on")
+            return 1
+        switch = await migration.finish()
+    _print_switch(switch)
+    return 0 if switch.is_done else 1
+
+
+async def _follow(migration: migrating.Migration) -> bool:
+    """Copy what changes until somebody presses Enter; return False if nobody can any more."""
+    _say.print("Stop all that writes to the old store, handlers too; then press Enter to switch.")
+    pressed = asyncio.create_task(_enter())
+    try:
+        while not pressed.done():
+            await _caught_up(migration)
+            await asyncio.wait([pressed], timeout=_FOLLOW_SECONDS)
+        return await pressed
+    finally:
+        pressed.cancel()
+
+
+async def _enter() -> bool:
+    """Wait for a line on the standard input; return False at its end."""
+    loop, is_there = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        loop.add_reader(sys.stdin.fileno(), is_there.set)
+    except PermissionError:  # a file, which nobody presses Enter in
+        return False
+    try:
+        await is_there.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    return sys.stdin.readline() != ""
+
+
+async def _caught_up(migration: migrating.Migration) -> None:
+    started = time.perf_counter()
+    caught = await migration.catch_up()
+    if caught.aggregates:
+        seconds = time.perf_counter() - started
+        what = f"{caught.events:,} events of {caught.aggregates:,} aggregates"
+        _say.print(f"copied {what} in {seconds:.2f} s")
+
+
+def _print_switch(switch: migrating.Switch) -> None:
+    for difference in switch.differences:
+        print(_show_difference(difference, as_json=False))
+    if not switch.is_quiet:
+        _say.print("somebody has appended to the old store meanwhile: stop it and run this again")
+    parts = f"catching up {switch.catching_up:.2f} s, comparing {switch.comparing:.2f} s"
+    again = f"; {switch.mended:,} aggregates were copied again" if switch.mended else ""
+    _say.print(f"the switch took {switch.seconds:.2f} s: {parts}{again}")
+    _say.print("the new store has everything" if switch.is_done else "not switched")
+
+
 # Verify
 
 
@@ -777,3 +892,38 @@ def _described(cluster: Cluster, as_json: bool) -> str:
             f"export {URLS_VARIABLE}={','.join(cluster.urls)}",
         ]
     )
+
+
+async def _cluster_stats(interval: float, hottest: int, as_json: bool, options: Options) -> int:
+    async with open_store(_settings_of_a_store(options)) as store:
+        found = await balance.measure(store, interval, hottest)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        _print_balance(found)
+    return 0
+
+
+def _print_balance(found: Balance) -> None:
+    nodes = _table("node", "slots", "aggregates", "events", "memory", "appends/s")
+    for node in found.nodes:
+        memory = "not known" if node.memory is None else f"{node.memory / 2**20:,.1f} MiB"
+        counts = (f"{node.slots:,}", f"{node.aggregates:,}", f"{node.events:,}", memory)
+        nodes.add_row(node.where, *counts, f"{node.appends_a_second:,.1f}")
+    slots = _table("hottest slots", "node", "aggregates", "events", "appends/s")
+    for slot in found.hottest:
+        sizes = (f"{slot.aggregates:,}", f"{slot.events:,}")
+        slots.add_row(f"{slot.slot}", slot.where, *sizes, f"{slot.appends_a_second:,.1f}")
+    screen = _screen()
+    screen.print(nodes)
+    if found.hottest:
+        screen.print(slots)
+    _say.print(f"appends were counted for {found.seconds:.1f} s")
+
+
+def _table(first: str, *others: str) -> Table:
+    """Return a table with a column of names, and others of numbers."""
+    table = Table(first)
+    for name in others:
+        table.add_column(name, justify="left" if name == "node" else "right")
+    return table

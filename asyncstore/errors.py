@@ -209,6 +209,17 @@ class CorruptPosition(AsyncStoreError):
         return f"{self.key}: it is not a position; put one to set it anew"
 
 
+@dataclass(eq=False)
+class MoveRefused(AsyncStoreError):
+    """An aggregate can't be moved to another store; nothing was lost in either of them."""
+
+    aggregate: Aggregate
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.aggregate} can't be stored in the new store: {self.why}"
+
+
 # What subscriptions and listeners are told
 
 

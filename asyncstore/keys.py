@@ -41,10 +41,11 @@ TYPES: Final = {
     "due": "zset",
     "dead-letters": "zset",
     "layout": "string",
+    "migration": "string",
 }
 """The first word of each key, behind the prefix, and the type of its value, as TYPE names it."""
 
-_ONCE: Final = ("layout", "subscribed")  # what a cluster has once, and not in each slot
+_ONCE: Final = ("layout", "subscribed", "migration")  # what a cluster has once, and not in each slot
 
 _PLACE: Final = r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{(?P<root>[^{}]+)\}"
 _TAG: Final = r"\{(?P<tag>[^{}]+)\}"
@@ -64,6 +65,7 @@ _RESTS: Final = {
     "commits": _TAG,
     "erasures": _TAG,
     "layout": _TAG,
+    "migration": _TAG,
 }
 
 
@@ -269,11 +271,19 @@ class Keys:
         """String: the version of all this. See `codec.LAYOUT`."""
         return f"{self.prefix}layout:{{{ALL}}}"
 
+    def migration(self) -> str:
+        """String: what the store is being filled from. It goes when all has arrived."""
+        return f"{self.prefix}migration:{{{ALL}}}"
+
     def _has_tag(self, word: str, tag: str) -> bool:
         """Whether there can be a key with this first word under a tag."""
         if tag == ALL:
             return not self.by_slot or word in (*_ONCE, "subscriptions")
         return self.by_slot and word not in _ONCE and self.tag_of(tag) == tag
+
+    def beginning(self, word: str) -> str:
+        """Return what all keys begin with that have this first word."""
+        return f"{self.prefix}{word}:"
 
     def word_of(self, key: str) -> str | None:
         """Return the first word of a key behind the prefix, if it is one of ours."""

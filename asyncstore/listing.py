@@ -66,10 +66,7 @@ class Listing:
         page_of: Callable[[str, bytes, int], Coroutine[Any, Any, Page]],
         most: int,
     ) -> AsyncIterator[list[str]]:
-        rounds = -(-len(indexes) // _INDEXES_AT_ONCE)
-        for first in range(rounds):
-            some = indexes[first::rounds]  # of all nodes, as each has slots that are neighbours
-            there = await self._those_there(some)
+        async for there in self.those_there(indexes):
             first_pages = await all_of(page_of(key, b"", most) for key in there)
             for key, page in zip(there, first_pages, strict=True):
                 yield page.names
@@ -82,9 +79,26 @@ class Listing:
                     given.update(new)
                     yield new
 
-    async def _those_there(self, indexes: list[str]) -> list[str]:
-        """Return the indexes to look at: of one it costs less to look than to ask before."""
-        return indexes if len(indexes) == 1 else await self._router.those_there(indexes)
+    async def those_there(self, indexes: list[str]) -> AsyncIterator[list[str]]:
+        """Iterate over the indexes to look at, many at a time."""
+        if len(indexes) == 1:  # it costs less to look than to ask before
+            yield indexes
+            return
+        rounds = -(-len(indexes) // _INDEXES_AT_ONCE)
+        for first in range(rounds):
+            some = indexes[first::rounds]  # of all nodes, as each has slots that are neighbours
+            yield await self._router.those_there(some)
+
+    async def commits(self) -> dict[str, int]:
+        """Return the number of the last commit under each tag that has one."""
+        tags = {self._keys.commits(tag): tag for tag in self._keys.tags()}
+        found: dict[str, int] = {}
+        async for there in self.those_there(list(tags)):
+            reads = (self._router.read(forms.is_text_or_nil, "GET", key) for key in there)
+            for key, text in zip(there, await all_of(reads), strict=True):
+                if text is not None:
+                    found[tags[key]] = int(text.split()[0])
+        return found
 
     async def names_in(self, key: str, after: bytes = b"", most: int = PAGE) -> Page:
         """Return the names of an index after one of them, in alphabetical order."""

@@ -154,6 +154,10 @@ class Import:
         self._progress: defaultdict[Aggregate, _Progress] = defaultdict(_Progress)
         self._writers = anyio.Semaphore(_WRITERS)
 
+    def begin_at(self, aggregate: Aggregate, sequence: int) -> None:
+        """Take lines of an aggregate for the events from a sequence on: those before are there."""
+        self._progress[aggregate] = _Progress(next_sequence=sequence, known={})
+
     async def load(self, chunk: Iterable[tuple[int, bytes]]) -> None:
         """Load numbered lines. Nothing is loaded any more once the report says `stopped`."""
         batches: defaultdict[Aggregate, list[Line]] = defaultdict(list)
@@ -613,24 +617,24 @@ class History:
         """Return the sequence that an import gives to what is at this one; -1 for none."""
         return sequence - sum(gap <= sequence for gap in self.left_out)
 
-    async def lines(self, start: int = 0) -> AsyncIterator[bytes]:
-        """Iterate over the lines of the events from a sequence on."""
+    async def lines(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """Iterate over the lines of the events from a sequence up to another."""
         previous: RecordedEvent | None = None
-        async for event in self._events(start):
+        async for event in self._events(start, stop):
             if previous is not None:
                 yield self._line(previous, event)
             previous = event
         if previous is not None:
             yield self._line(previous, None)
 
-    async def _events(self, start: int) -> AsyncIterator[RecordedEvent]:
+    async def _events(self, start: int, stop: int | None) -> AsyncIterator[RecordedEvent]:
         """Iterate over what can be read."""
         if self.aggregate.edition != MAIN and self.diverges_at is None:
             return
         start = max(start, self.diverges_at or 0)
         while True:
             events = self.store.events.stream(
-                self.aggregate, start=start, diverge_at=self.diverges_at
+                self.aggregate, start=start, stop=stop, diverge_at=self.diverges_at
             )
             try:
                 async for event in events:

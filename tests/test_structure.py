@@ -70,6 +70,8 @@ ORDER = [
     "attached",
     "transfer",
     "comparing",
+    "migrating",
+    "balance",
     "verify",
     "acl",
     "commands",
