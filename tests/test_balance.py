@@ -88,7 +88,7 @@ async def test_the_command_line(store: Store, small_cluster: SmallCluster) -> No
         row = next(line for line in done.stdout.decode().splitlines() if node["where"] in line)
         cells = [cell.strip() for cell in row.strip("│").split("│")]
         assert cells[1:4] == [f"{node[name]:,}" for name in ("slots", "aggregates", "events")]
-    assert b"appends were counted for 0.1 s" in done.stderr
+    assert b"appends were counted for " in done.stderr
 
 
 async def test_of_one_server_there_is_nothing_to_say(one_server: Server, prefix: str) -> None:
