@@ -6,9 +6,10 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
+from uuid import UUID
 
 from asyncstore.errors import CorruptEvent, ListenerLagged, StoreClosed
-from asyncstore.names import check_edition, check_name, check_whole_number
+from asyncstore.names import check_edition, check_name, check_root, check_whole_number
 from asyncstore.reading import Range
 from asyncstore.sharing import all_of
 from asyncstore.values import Aggregate, check_types
@@ -31,21 +32,38 @@ class Wanted:
     """Which events are wanted; None is all. Checked when it is made."""
 
     domain: str | None
+    root: str | None
     edition: str | None
     types: frozenset[str] | None
 
     @classmethod
-    def of(cls, domain: str | None, edition: str | None, types: Iterable[str] | None) -> Wanted:
+    def of(
+        cls,
+        domain: str | None,
+        root: str | UUID | None,
+        edition: str | None,
+        types: Iterable[str] | None,
+    ) -> Wanted:
         """Return what a caller has said as one value."""
         return cls(
             None if domain is None else check_name("domain", domain),
+            None if root is None else check_root(str(root) if isinstance(root, UUID) else root),
             None if edition is None else check_edition(edition),
             check_types(types),
         )
 
-    def takes(self, domain: str, edition: str) -> bool:
-        """Whether events of this domain and edition can be among them."""
-        return self.domain in (None, domain) and self.edition in (None, edition)
+    def takes(self, ring: Ring) -> bool:
+        """Whether some of what was appended can be among them."""
+        return (
+            self.domain in (None, ring.domain)
+            and self.edition in (None, ring.edition)
+            # A thousand may listen for a root each: taking the lines apart is for few of them.
+            and (self.root is None or self.root in ring.lines)
+        )
+
+    def takes_root(self, root: str) -> bool:
+        """Whether events of this root are among them."""
+        return self.root in (None, root)
 
     def takes_type(self, name: str) -> bool:
         """Whether events of this type are among them."""
@@ -151,9 +169,11 @@ class Listener:
 
     def heard(self, ring: Ring) -> None:
         """Note where new events are, or how many there is no room for."""
-        if not self._wanted.takes(ring.domain, ring.edition):
+        if not self._wanted.takes(ring):
             return
         for change in ring.changes():
+            if not self._wanted.takes_root(change.root):
+                continue
             aggregate = Aggregate(ring.domain, change.root, ring.edition)
             end = change.first + change.count
             for start in range(change.first, end, _EVENTS_A_READ):

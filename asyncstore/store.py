@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
     from types import TracebackType
+    from uuid import UUID
 
     from asyncstore.folding import Decide, FoldOptions
     from asyncstore.recorded import Loaded, RecordedEvent
@@ -204,6 +205,7 @@ class Store:
         self,
         domain: str | None = None,
         *,
+        root: str | UUID | None = None,
         edition: str | None = MAIN,
         types: Iterable[str] | None = None,
         buffer: int = DEFAULT_BUFFER,
@@ -211,8 +213,8 @@ class Store:
         """Return what hears events as they are appended, at most once; no I/O happens before it.
 
         To be used in `async with`: once that is entered, all that is appended later is heard, in
-        order per aggregate, as long as the connection holds. None means all domains, all editions,
-        all types. An event that was deleted before it could be read is left out.
+        order per aggregate, as long as the connection holds. None means all domains, all roots,
+        all editions, all types. An event that was deleted before it could be read is left out.
 
         A listener that is too slow for its `buffer` of events, or whose connection was gone for a
         while, gets `ListenerLagged` in the place of what it missed, and can go on after it.
@@ -222,7 +224,7 @@ class Store:
                 async for event in live:
                     print(event.aggregate, event.type)
         """
-        wanted = Wanted.of(domain, edition, types)
+        wanted = Wanted.of(domain, root, edition, types)
         return Listener(self._doorbell, self._reader, wanted, buffer)
 
     def subscribe(

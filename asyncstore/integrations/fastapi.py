@@ -1,0 +1,334 @@
+"""A store in a FastAPI application.
+
+app = FastAPI(lifespan=lifespan("redis://localhost:6379"))
+install_error_handlers(app)
+app.include_router(health_router())
+
+@app.post("/orders/{order}/notes", status_code=201)
+async def note(order: str, text: str, store: Store, expected: Expected, key: IdempotencyKey):
+    place = Aggregate("orders", order)
+    await store.events.append(place, [Event("Noted", text)], expected=expected, ...)
+
+@app.get("/orders/{order}/live")
+async def live(order: str, store: Store, last: LastEventId):
+    return event_stream(store, Aggregate("orders", order), last_event_id=last)
+"""
+# FastAPI reads the annotations of dependencies when it runs: no `from __future__ import` here.
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Any, Final, TypeAlias, Unpack
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+import asyncstore
+from asyncstore.errors import AsyncStoreError, StoreClosed
+from asyncstore.integrations import http
+from asyncstore.integrations.http import etag, event_json, events_json
+from asyncstore.names import check_seconds
+from asyncstore.settings import Options
+
+_log = logging.getLogger(__name__)
+
+__all__ = [  # noqa: RUF022 - grouped by topic
+    "lifespan",
+    "store_of",
+    "Store",
+    # requests
+    "Expected",
+    "IdempotencyKey",
+    "LastEventId",
+    # responses
+    "etag",
+    "event_json",
+    "events_json",
+    "event_stream",
+    "EventStream",
+    "health_router",
+    # errors
+    "install_error_handlers",
+    "problem_response",
+    "problem_responses",
+    "Problem",
+]
+
+
+def lifespan(
+    where: str | asyncstore.Settings | None = None, **options: Unpack[Options]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return a lifespan that opens a store with the application, and closes it with it.
+
+    The arguments are those of `asyncstore.open`. In a lifespan of your own:
+    `async with lifespan(…)(app): …`. Each worker process has a store of its own.
+    """
+
+    @asynccontextmanager
+    async def opened(app: FastAPI) -> AsyncIterator[None]:
+        async with asyncstore.open(where, **options) as store:
+            app.state.asyncstore = store
+            try:
+                yield
+            finally:
+                del app.state.asyncstore
+
+    return opened
+
+
+async def store_of(request: Request) -> asyncstore.Store:
+    """Return the store of the application: the dependency behind `Store`."""
+    store: asyncstore.Store | None = getattr(request.app.state, "asyncstore", None)
+    if store is None:
+        why = "the application has no open store: FastAPI(lifespan=lifespan(…)) opens one"
+        raise StoreClosed(why)
+    return store
+
+
+Store: TypeAlias = Annotated[asyncstore.Store, Depends(store_of)]
+"""The store of the application."""
+
+
+# Requests
+
+
+def _documented(pattern: str) -> dict[str, Any]:
+    """Return what OpenAPI says of a header; it is checked where it is understood."""
+    return {"pattern": pattern}
+
+
+async def _expected(
+    if_match: Annotated[
+        str | None,
+        Header(
+            description="The ETag that was read: the change is made only if nothing is new since.",
+            json_schema_extra=_documented(http.IF_MATCH_PATTERN),
+        ),
+    ] = None,
+    if_none_match: Annotated[
+        str | None,
+        Header(
+            description="`*`: the change is made only if there are no events yet.",
+            json_schema_extra=_documented(r"^\*$"),
+        ),
+    ] = None,
+) -> asyncstore.Expected:
+    return http.expected_of(if_match, if_none_match)
+
+
+async def _idempotency_key(
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Sent again with the same key, the change is made once, and answered so.",
+            json_schema_extra=_documented(r"^[!#-~]{1,200}$"),
+        ),
+    ] = None,
+) -> str | None:
+    return http.key_of(idempotency_key)
+
+
+async def _last_event_id(
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            description="The id of the last event that came; those after it follow.",
+            json_schema_extra=_documented(http.LAST_EVENT_ID_PATTERN),
+        ),
+    ] = None,
+) -> str | None:
+    return last_event_id
+
+
+Expected: TypeAlias = Annotated[asyncstore.Expected, Depends(_expected)]
+"""The expected sequence that If-Match or If-None-Match names: see `http.expected_of`."""
+
+IdempotencyKey: TypeAlias = Annotated[str | None, Depends(_idempotency_key)]
+"""The key that the header Idempotency-Key names."""
+
+LastEventId: TypeAlias = Annotated[str | None, Depends(_last_event_id)]
+"""The header Last-Event-ID, for `event_stream`."""
+
+
+# Errors
+
+
+class Problem(BaseModel):
+    """The body of a problem (RFC 9457), for OpenAPI; some have more members."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what `responses=` of a route or an application says of problems."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    content = {http.PROBLEM_JSON: {"schema": schema}}
+    return {status: {"description": "A problem", "content": content} for status in statuses}
+
+
+def install_error_handlers(app: FastAPI, *, own: bool = False) -> None:
+    """Let errors of the store become problems; `http.problem_of` says which.
+
+    With `own` FastAPI's errors become problems, too: requests that are not valid, unknown paths
+    and what raises HTTPException. FastAPI answers with what was sent; a problem does not.
+    """
+
+    async def of_store(request: Request, error: Exception) -> Response:
+        assert isinstance(error, AsyncStoreError)  # noqa: S101 - for type checkers
+        return _response(http.problem_of(error))
+
+    app.add_exception_handler(AsyncStoreError, of_store)
+    if own:
+        app.add_exception_handler(RequestValidationError, _of_validation)
+        app.add_exception_handler(HTTPException, _of_http)
+        _document_problems(app)
+
+
+async def _of_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - for type checkers
+    found = [
+        {"where": ".".join(map(str, entry["loc"])), "why": str(entry["msg"])}
+        for entry in error.errors()
+    ]
+    return _response(http.unusable(found))
+
+
+async def _of_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - for type checkers
+    headers = error.headers or {}
+    return _response(http.problem_of_status(error.status_code, str(error.detail), headers))
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Let the application's OpenAPI have the schema that `problem_responses` names."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = made()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.setdefault("Problem", Problem.model_json_schema())
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign] # how FastAPI says that it is extended
+
+
+def problem_response(status: int, detail: str) -> Response:
+    """Return a problem of your own."""
+    return _response(http.problem_of_status(status, detail))
+
+
+def _response(problem: http.Problem) -> Response:
+    return Response(
+        problem.body(),
+        problem.status,
+        headers=dict(problem.headers),
+        media_type=http.PROBLEM_JSON,
+    )
+
+
+# Health
+
+
+class Finding(BaseModel):
+    """A finding of `Store.check` that is not good."""
+
+    name: str
+    level: str
+
+
+class Readiness(BaseModel):
+    """Whether the service can serve."""
+
+    status: str
+    level: str
+    findings: list[Finding]
+
+
+def health_router(
+    path: str = "/health", *, max_age: float = 5.0, timeout: float = 1.0, strict: bool = False
+) -> APIRouter:
+    """Return the routes of probes: `{path}/live` and `{path}/ready`.
+
+    `live` says that the process answers, and never asks the store: to restart a service does not
+    mend its store. `ready` is 200 if the store has answered, else 503; the arguments are those of
+    `http.HealthOptions`.
+    """
+    health = http.Health(http.HealthOptions(max_age, timeout, strict))
+    router = APIRouter(prefix=path, tags=["health"])
+
+    @router.get("/live")
+    async def live() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "alive"}
+
+    @router.get("/ready", response_model=Readiness, responses={503: {"model": Readiness}})
+    async def ready(request: Request) -> Response:
+        """Whether the store answers, and what is not good about it."""
+        found = await health.ready(getattr(request.app.state, "asyncstore", None))
+        return JSONResponse(found.fields(), found.status)
+
+    return router
+
+
+# Live events
+
+
+class EventStream(StreamingResponse):
+    """A response that never ends: the events of an aggregate, made by `event_stream`."""
+
+    media_type: Final = http.EVENT_STREAM  # type: ignore[misc] # a constant here
+
+    # FastAPI looks for a default of `status_code`, to document it.
+    def __init__(self, live: http.LiveEvents, send_timeout: float, status_code: int = 200) -> None:
+        super().__init__(live.frames(), status_code, headers=dict(http.STREAM_HEADERS))
+        self._live = live
+        self._send_timeout = check_seconds("send_timeout", send_timeout, least=0.01)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. What the store says before the first byte is a problem like all others."""
+        gave_up = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal gave_up
+            try:
+                async with asyncio.timeout(self._send_timeout):
+                    await send(message)
+            except TimeoutError:
+                gave_up = True
+                raise
+
+        try:
+            async with self._live:
+                await super().__call__(scope, receive, send_in_time)
+        except Exception:  # whatever the framework has made of it
+            if not gave_up:
+                raise
+            _log.info("a client has taken nothing for %s seconds", self._send_timeout)
+
+
+def event_stream(
+    store: asyncstore.Store,
+    aggregate: asyncstore.Aggregate,
+    *,
+    last_event_id: str | None = None,
+    heartbeat: float = 15.0,
+    send_timeout: float = 30.0,
+) -> EventStream:
+    """Return the events of an aggregate as Server-Sent Events: see `http.LiveEvents`.
+
+    A client that has taken nothing for `send_timeout` seconds is hung up on, and may come back
+    with its Last-Event-ID. Streams never end by themselves: run uvicorn with
+    `--timeout-graceful-shutdown`, or it waits for them.
+    """
+    live = http.LiveEvents(store, aggregate, last_event_id, heartbeat)
+    return EventStream(live, send_timeout)

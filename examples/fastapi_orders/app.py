@@ -1,0 +1,191 @@
+"""Orders as a service, on FastAPI.
+
+    uvicorn examples.fastapi_orders.app:app --timeout-graceful-shutdown 5
+
+Where its events are: `REDIS_URL`, `asyncstore.toml`, or an embedded server in `.asyncstore`.
+
+Read an order, and send its ETag back as If-Match to change just what was read. With an
+Idempotency-Key a request can be sent again. `?edition=what-if` names another time line, `?until=`
+a moment in the past.
+"""
+
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request, Response
+
+from asyncstore import ANY, MAIN, Appended, Event
+from asyncstore.integrations import fastapi as integration
+from asyncstore.integrations.fastapi import (
+    Expected,
+    IdempotencyKey,
+    LastEventId,
+    Store,
+    etag,
+    event_stream,
+    events_json,
+    problem_response,
+    problem_responses,
+)
+from examples import orders
+from examples.orders import Done, Edition, Limit, Moment, OrderId, Sequence
+
+app = FastAPI(
+    title="Orders",
+    lifespan=integration.lifespan(),
+    responses=problem_responses(400, 422, 500, 503, 504),
+)
+integration.install_error_handlers(app, own=True)
+app.include_router(integration.health_router())
+
+CHANGES = problem_responses(409, 413, 507)
+OnEdition = Annotated[Edition, Query(description="The time line.")]
+Until = Annotated[Moment | None, Query(description="As of this moment.")]
+
+
+@app.exception_handler(orders.Refused)
+async def refused(request: Request, error: orders.Refused) -> Response:
+    return problem_response(409, str(error))
+
+
+@app.exception_handler(orders.Unknown)
+async def unknown(request: Request, error: orders.Unknown) -> Response:
+    return problem_response(404, str(error))
+
+
+def done(appended: Appended, response: Response) -> Done:
+    response.headers["ETag"] = etag(appended.last_sequence + 1)
+    return Done.model_validate(appended, from_attributes=True)
+
+
+# Commands
+
+
+@app.put("/orders/{order_id}", status_code=201, responses=CHANGES)
+async def place_order(
+    order_id: OrderId, body: orders.Place, store: Store, key: IdempotencyKey, response: Response
+) -> Done:
+    """Place an order under an id of your own. There must not be one yet."""
+    order = orders.aggregate(order_id)
+    placed = await orders.carry_out(store, order, orders.place(body), 0, key)
+    return done(placed, response)
+
+
+@app.post("/orders/{order_id}/items", responses=CHANGES)
+async def add_item(
+    order_id: OrderId,
+    body: orders.Item,
+    store: Store,
+    expected: Expected,
+    key: IdempotencyKey,
+    response: Response,
+    edition: OnEdition = MAIN,
+) -> Done:
+    """Add an item to an order."""
+    order = orders.aggregate(order_id, edition)
+    added = await orders.carry_out(store, order, orders.add(body), expected, key)
+    return done(added, response)
+
+
+@app.post("/orders/{order_id}/payment", responses=CHANGES)
+async def pay_order(
+    order_id: OrderId,
+    body: orders.Pay,
+    store: Store,
+    expected: Expected,
+    key: IdempotencyKey,
+    response: Response,
+    edition: OnEdition = MAIN,
+) -> Done:
+    """Pay an order."""
+    order = orders.aggregate(order_id, edition)
+    paid = await orders.carry_out(store, order, orders.pay(body), expected, key)
+    return done(paid, response)
+
+
+@app.post("/orders/{order_id}/cancellation", responses=CHANGES)
+async def cancel_order(
+    order_id: OrderId,
+    store: Store,
+    expected: Expected,
+    key: IdempotencyKey,
+    response: Response,
+    edition: OnEdition = MAIN,
+) -> Done:
+    """Cancel an order that is not paid."""
+    order = orders.aggregate(order_id, edition)
+    cancelled = await orders.carry_out(store, order, orders.cancel, expected, key)
+    return done(cancelled, response)
+
+
+@app.post("/orders/{order_id}/notes", status_code=201, responses=CHANGES)
+async def add_note(
+    order_id: OrderId, body: orders.Note, store: Store, key: IdempotencyKey, response: Response
+) -> Done:
+    """Add a note. No state is asked for, so this is one round trip to the store."""
+    noted = Event("NoteAdded", {"text": body.text})
+    order = orders.aggregate(order_id)
+    appended = await store.events.append(order, [noted], expected=ANY, idempotency_key=key)
+    return done(appended, response)
+
+
+# Reads
+
+
+@app.get("/orders")
+async def list_orders(store: Store, limit: Limit = 100) -> list[str]:
+    """List orders, those that have changed least recently first."""
+    return await orders.order_ids(store, limit)
+
+
+@app.get("/orders/{order_id}", responses=problem_responses(404))
+async def read_order(
+    order_id: OrderId,
+    store: Store,
+    response: Response,
+    edition: OnEdition = MAIN,
+    until: Until = None,
+) -> orders.OrderView:
+    """Return an order as it is, as it was, or as it would be."""
+    order = await orders.order_at(store, orders.aggregate(order_id, edition), until)
+    response.headers["ETag"] = etag(order.sequence)
+    return orders.OrderView.model_validate(order, from_attributes=True)
+
+
+@app.get("/orders/{order_id}/events", response_model=list[orders.EventView])
+async def read_events(
+    order_id: OrderId,
+    store: Store,
+    edition: OnEdition = MAIN,
+    until: Until = None,
+    start: Annotated[Sequence, Query(description="The first sequence.")] = 0,
+    limit: Limit = 100,
+) -> Response:
+    """Return what happened to an order."""
+    order = orders.aggregate(order_id, edition)
+    found = await store.events.read(order, start=start, limit=limit, until=until)
+    return Response(events_json(found), media_type="application/json")
+
+
+@app.get("/orders/{order_id}/live", response_class=integration.EventStream)
+async def live_events(
+    order_id: OrderId, store: Store, last: LastEventId, edition: OnEdition = MAIN
+) -> Response:
+    """Send what happened to an order, and then what happens, as Server-Sent Events."""
+    return event_stream(store, orders.aggregate(order_id, edition), last_event_id=last)
+
+
+# What if
+
+
+@app.put("/orders/{order_id}/editions/{edition}", status_code=201, responses=CHANGES)
+async def branch(
+    order_id: OrderId, edition: orders.WhatIf, body: orders.Branch, store: Store
+) -> None:
+    """Begin another time line of an order: main until a sequence, then what you make of it."""
+    await store.events.branch(orders.aggregate(order_id, edition), at=body.at)
+
+
+@app.delete("/orders/{order_id}/editions/{edition}", status_code=204)
+async def drop_branch(order_id: OrderId, edition: orders.WhatIf, store: Store) -> None:
+    """Forget a time line of an order."""
+    await store.events.delete(orders.aggregate(order_id, edition))
