@@ -24,7 +24,15 @@ DOMAIN = "orders"
 OrderId = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_-]{1,64}$")]
 Edition = Annotated[str, StringConstraints(pattern="^[a-z0-9-]{1,32}$")]
 WhatIf = Annotated[str, StringConstraints(pattern="^what-if-[a-z0-9-]{1,32}$")]
-Sequence = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of numbers: 3.0 is 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
+Sequence = Annotated[int, Field(ge=0, le=2**53 - 1), Whole]
 Limit = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -48,8 +56,8 @@ class Item(Command):
     """An item of an order."""
 
     sku: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9-]{1,32}$")]
-    quantity: Annotated[int, Field(ge=1, le=1000)]
-    cents: Annotated[int, Field(ge=0, le=10_000_000)]
+    quantity: Annotated[int, Field(ge=1, le=1000), Whole]
+    cents: Annotated[int, Field(ge=0, le=10_000_000), Whole]
 
 
 class Place(Command):
@@ -62,7 +70,7 @@ class Place(Command):
 class Pay(Command):
     """What is paid: just what the order costs."""
 
-    cents: Annotated[int, Field(ge=0, le=2**53)]
+    cents: Annotated[int, Field(ge=0, le=2**53), Whole]
 
 
 class Note(Command):

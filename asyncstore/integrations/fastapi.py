@@ -25,7 +25,9 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 import asyncstore
@@ -43,6 +45,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "Store",
     # requests
     "Expected",
+    "IfMatch",
     "IdempotencyKey",
     "LastEventId",
     # responses
@@ -97,36 +100,42 @@ Store: TypeAlias = Annotated[asyncstore.Store, Depends(store_of)]
 # Requests
 
 
-def _documented(pattern: str) -> dict[str, Any]:
-    """Return what OpenAPI says of a header; it is checked where it is understood."""
-    return {"pattern": pattern}
+# What OpenAPI says of a header is checked where the header is understood, not by FastAPI.
+
+_IfMatch: TypeAlias = Annotated[
+    str | SkipJsonSchema[None],
+    Header(
+        alias="If-Match",
+        description="The ETag that was read: the change is made only if nothing is new since.",
+        json_schema_extra={"pattern": http.IF_MATCH_PATTERN},
+    ),
+]
+_IfNoneMatch: TypeAlias = Annotated[
+    str | SkipJsonSchema[None],
+    Header(
+        alias="If-None-Match",
+        description="`*`: the change is made only if there are no events yet.",
+        json_schema_extra={"const": "*"},
+    ),
+]
+
+
+async def _if_match(if_match: _IfMatch = None) -> asyncstore.Expected:
+    return http.expected_of(if_match)
 
 
 async def _expected(
-    if_match: Annotated[
-        str | None,
-        Header(
-            description="The ETag that was read: the change is made only if nothing is new since.",
-            json_schema_extra=_documented(http.IF_MATCH_PATTERN),
-        ),
-    ] = None,
-    if_none_match: Annotated[
-        str | None,
-        Header(
-            description="`*`: the change is made only if there are no events yet.",
-            json_schema_extra=_documented(r"^\*$"),
-        ),
-    ] = None,
+    if_match: _IfMatch = None, if_none_match: _IfNoneMatch = None
 ) -> asyncstore.Expected:
     return http.expected_of(if_match, if_none_match)
 
 
 async def _idempotency_key(
     idempotency_key: Annotated[
-        str | None,
+        str | SkipJsonSchema[None],
         Header(
             description="Sent again with the same key, the change is made once, and answered so.",
-            json_schema_extra=_documented(r"^[!#-~]{1,200}$"),
+            json_schema_extra={"pattern": http.KEY_PATTERN},
         ),
     ] = None,
 ) -> str | None:
@@ -135,10 +144,10 @@ async def _idempotency_key(
 
 async def _last_event_id(
     last_event_id: Annotated[
-        str | None,
+        str | SkipJsonSchema[None],
         Header(
             description="The id of the last event that came; those after it follow.",
-            json_schema_extra=_documented(http.LAST_EVENT_ID_PATTERN),
+            json_schema_extra={"pattern": http.LAST_EVENT_ID_PATTERN},
         ),
     ] = None,
 ) -> str | None:
@@ -147,6 +156,9 @@ async def _last_event_id(
 
 Expected: TypeAlias = Annotated[asyncstore.Expected, Depends(_expected)]
 """The expected sequence that If-Match or If-None-Match names: see `http.expected_of`."""
+
+IfMatch: TypeAlias = Annotated[asyncstore.Expected, Depends(_if_match)]
+"""The same for what there is already: If-Match alone."""
 
 IdempotencyKey: TypeAlias = Annotated[str | None, Depends(_idempotency_key)]
 """The key that the header Idempotency-Key names."""
@@ -205,8 +217,20 @@ async def _of_validation(request: Request, error: Exception) -> Response:
 
 async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - for type checkers
-    headers = error.headers or {}
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     return _response(http.problem_of_status(error.status_code, str(error.detail), headers))
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Return what a path can be asked for; FastAPI names the methods of one of its routes."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found
 
 
 def _document_problems(app: FastAPI) -> None:

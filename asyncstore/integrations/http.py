@@ -20,7 +20,7 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from asyncstore import codec, errors
-from asyncstore.names import MAIN, check_id, check_seconds, check_sequence
+from asyncstore.names import MAIN, check_seconds, check_sequence
 from asyncstore.sharing import Shared
 from asyncstore.values import ANY, NEW, check_aggregate
 
@@ -180,8 +180,10 @@ def unusable(why: Iterable[Mapping[str, str]]) -> Problem:
 # Headers
 
 
-IF_MATCH_PATTERN: Final = r'^"(0|[1-9][0-9]{0,14})"$'
+IF_MATCH_PATTERN: Final = r'^(?:"(0|[1-9][0-9]{0,14})"|(0|[1-9][0-9]{0,14}))$'
 _IF_MATCH: Final = re.compile(IF_MATCH_PATTERN)
+KEY_PATTERN: Final = r'^(?:"([!#-~]{1,255})"|([!#-~]{1,255}))$'
+_KEY: Final = re.compile(KEY_PATTERN)
 
 
 def etag(next_sequence: int) -> str:
@@ -192,7 +194,8 @@ def etag(next_sequence: int) -> str:
 def expected_of(if_match: str | None, if_none_match: str | None = None) -> Expected:
     """Return the sequence that the headers of a change expect; ANY where neither is there.
 
-    `If-Match: "3"` is an ETag that was read before, and expects just these 3 events.
+    `If-Match: "3"` is an ETag that was read before, and expects just these 3 events; the quotes
+    may be missing.
     `If-None-Match: *` is NEW: the aggregate must have none. Anything else can't be checked in one
     step with the append, and is `InvalidValue`: `If-Match: *`, lists, weak tags (`W/"3"`: made by
     a proxy that compresses; let it leave ETags alone), and both headers at once.
@@ -209,23 +212,22 @@ def expected_of(if_match: str | None, if_none_match: str | None = None) -> Expec
     if not found:
         why = 'one ETag that was read here is wanted, such as "3": a strong one, and no *'
         raise errors.InvalidValue("If-Match", why)
-    return int(found[1])
+    return int(found[1] or found[2])
 
 
 def key_of(header: str | None) -> str | None:
     """Return the idempotency key that an Idempotency-Key header names, with or without quotes.
 
-    None if there is none; `InvalidValue` if it is empty: the client counts on something that it
-    would not get.
+    None if there is none. Anything but 1-255 visible ASCII characters is `InvalidValue`, an empty
+    key too: the client counts on something that it would not get.
     """
     if header is None:
         return None
-    text = header.strip()
-    if len(text) >= 2 and text[0] == text[-1] == '"':
-        text = text[1:-1]
-    if not text:
-        raise errors.InvalidValue("Idempotency-Key", "it is empty")
-    return check_id("Idempotency-Key", text)
+    found = _KEY.fullmatch(header.strip())
+    if not found:
+        why = "1-255 visible ASCII characters are wanted; quotes around them are fine"
+        raise errors.InvalidValue("Idempotency-Key", why)
+    return found[1] or found[2]
 
 
 def event_json(event: RecordedEvent) -> bytes:

@@ -16,8 +16,8 @@ from fastapi import FastAPI, Query, Request, Response
 from asyncstore import ANY, MAIN, Appended, Event
 from asyncstore.integrations import fastapi as integration
 from asyncstore.integrations.fastapi import (
-    Expected,
     IdempotencyKey,
+    IfMatch,
     LastEventId,
     Store,
     etag,
@@ -37,7 +37,7 @@ app = FastAPI(
 integration.install_error_handlers(app, own=True)
 app.include_router(integration.health_router())
 
-CHANGES = problem_responses(409, 413, 507)
+CHANGES = problem_responses(409, 413, 415, 507)
 OnEdition = Annotated[Edition, Query(description="The time line.")]
 Until = Annotated[Moment | None, Query(description="As of this moment.")]
 
@@ -75,7 +75,7 @@ async def add_item(
     order_id: OrderId,
     body: orders.Item,
     store: Store,
-    expected: Expected,
+    expected: IfMatch,
     key: IdempotencyKey,
     response: Response,
     edition: OnEdition = MAIN,
@@ -91,7 +91,7 @@ async def pay_order(
     order_id: OrderId,
     body: orders.Pay,
     store: Store,
-    expected: Expected,
+    expected: IfMatch,
     key: IdempotencyKey,
     response: Response,
     edition: OnEdition = MAIN,
@@ -106,7 +106,7 @@ async def pay_order(
 async def cancel_order(
     order_id: OrderId,
     store: Store,
-    expected: Expected,
+    expected: IfMatch,
     key: IdempotencyKey,
     response: Response,
     edition: OnEdition = MAIN,
