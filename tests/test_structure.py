@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -77,12 +78,17 @@ ORDER = [
     "commands",
     "cli",
     "__main__",
+    "integrations.__init__",
+    "integrations.http",
+    "integrations.fastapi",
+    "integrations.aiohttp",
 ]
 
 
+@cache
 def imports_of(module: str) -> set[str]:
     """The modules that a module imports when it runs; those for type checkers do not count."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
     found: set[str] = set()
     pending: list[ast.AST] = [tree]
     while pending:
@@ -91,9 +97,9 @@ def imports_of(module: str) -> set[str]:
             continue
         if isinstance(node, ast.ImportFrom):
             name = node.module or ""
-            own = name == "asyncstore"
+            own = name in ("asyncstore", "asyncstore.integrations")
             names = [alias.name for alias in node.names]
-            found |= {f"asyncstore.{n}" for n in names if own and n != "__version__"} or {name}
+            found |= {f"{name}.{n}" for n in names if own and n != "__version__"} or {name}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         pending.extend(ast.iter_child_nodes(node))
@@ -101,13 +107,31 @@ def imports_of(module: str) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+    found = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    assert sorted(ORDER) == sorted(".".join(path.parts) for path in found)
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_point_down(module: str) -> None:
-    own = {name.split(".")[1] for name in imports_of(module) if name.startswith("asyncstore.")}
+    own = {
+        name.removeprefix("asyncstore.")
+        for name in imports_of(module)
+        if name.startswith("asyncstore.")
+    }
     assert own <= set(ORDER[: ORDER.index(module)])
+
+
+def test_a_framework_is_imported_by_its_integration_only() -> None:
+    frameworks = {"fastapi", "starlette", "pydantic", "aiohttp"}
+    for module in ORDER:
+        libraries = {name.split(".")[0] for name in imports_of(module)} & frameworks
+        allowed = {
+            "integrations.fastapi": {"fastapi", "starlette", "pydantic"},
+            "integrations.aiohttp": {"aiohttp"},
+        }
+        assert libraries <= allowed.get(module, set()), module
+    users = {m for m in ORDER if any("integrations" in name for name in imports_of(m))}
+    assert users == {"integrations.fastapi", "integrations.aiohttp"}
 
 
 @pytest.mark.parametrize(

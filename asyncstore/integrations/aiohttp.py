@@ -213,6 +213,8 @@ async def event_stream(
     except TimeoutError:
         if not until_shutdown.expired():
             _hang_up(request, send_timeout)
+    except ConnectionError:
+        pass  # the client has left
     finally:
         streams.discard(until_shutdown)
     return response

@@ -377,8 +377,8 @@ class _Place:
         sequence = check_sequence("Last-Event-ID", int(found[1]))
         return cls(sequence, UUID(found[2]) if found[2] else None)
 
-    def is_of(self, event: RecordedEvent | None) -> bool:
-        return event is not None and event.sequence == self.sequence and self.id in (None, event.id)
+    def is_of(self, event: RecordedEvent) -> bool:
+        return event.sequence == self.sequence and self.id in (None, event.id)
 
 
 @dataclass
@@ -481,7 +481,9 @@ class LiveEvents:
         """Read on from the event that was sent last, which must still be there."""
         if self._last is not None:
             events = self.store.events.stream(self.aggregate, start=self._last.sequence)
-            if self._last.is_of(await anext(events, None)):
+            known = await anext(events, None)
+            if known is not None and self._last.is_of(known):
+                self._last = _Place.of_event(known)
                 async for event in events:
                     yield self._frame(event)
                 return

@@ -1,0 +1,161 @@
+"""One small application on both frameworks, served in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import fastapi
+import uvicorn
+from aiohttp import web
+
+import asyncstore
+from asyncstore import Aggregate, Event
+from asyncstore.integrations import aiohttp as on_aiohttp
+from asyncstore.integrations import fastapi as on_fastapi
+from tests.polling import eventually
+
+Fail = Callable[[], Exception]
+"""What /fail raises."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running application, and the store that it has."""
+
+    url: str
+    store: asyncstore.Store
+
+    @property
+    def listeners(self) -> int:
+        return len(self.store._doorbell._members)
+
+
+async def append(store: asyncstore.Store, root: str, text: str, **options: Any) -> dict[str, Any]:
+    done = await store.events.append(Aggregate("notes", root), [Event("Noted", text)], **options)
+    return {"first": done.first_sequence, "duplicate": done.duplicate}
+
+
+def never() -> Exception:
+    return AssertionError("nobody said what to raise")
+
+
+@asynccontextmanager
+async def fastapi_app(
+    url: str, prefix: str, fail: Fail = never, **stream: float
+) -> AsyncIterator[Served]:
+    app = fastapi.FastAPI(
+        lifespan=on_fastapi.lifespan(url, key_prefix=prefix, max_event_bytes=1000, timeout=2)
+    )
+    on_fastapi.install_error_handlers(app)
+    app.include_router(on_fastapi.health_router(max_age=0))
+
+    @app.post("/notes/{root}")
+    async def note(
+        root: str,
+        request: fastapi.Request,
+        store: on_fastapi.Store,
+        expected: on_fastapi.Expected,
+        key: on_fastapi.IdempotencyKey,
+    ) -> dict[str, Any]:
+        text = (await request.body()).decode()
+        return await append(store, root, text, expected=expected, idempotency_key=key)
+
+    @app.get("/live/{root}")
+    async def live(
+        root: str, store: on_fastapi.Store, last: on_fastapi.LastEventId
+    ) -> fastapi.Response:
+        place = Aggregate("notes", root)
+        return on_fastapi.event_stream(store, place, last_event_id=last, **stream)
+
+    @app.get("/fail")
+    async def failing() -> None:
+        raise fail()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        serving = asyncio.ensure_future(server._serve([listening]))
+        await eventually(lambda: server.started or serving.done(), "uvicorn has started")
+        try:
+            host, port = listening.getsockname()
+            yield Served(f"http://{host}:{port}", app.state.asyncstore)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@asynccontextmanager
+async def aiohttp_app(
+    url: str, prefix: str, fail: Fail = never, **stream: float
+) -> AsyncIterator[Served]:
+    app = web.Application()
+    on_aiohttp.setup(app, url, key_prefix=prefix, max_event_bytes=1000, timeout=2)
+    app.add_routes(on_aiohttp.health_routes(max_age=0))
+
+    async def note(request: web.Request) -> web.Response:
+        text = await request.text()
+        expected = on_aiohttp.expected_of(request)
+        key = on_aiohttp.idempotency_key_of(request)
+        store, root = request.app[on_aiohttp.STORE], request.match_info["root"]
+        found = await append(store, root, text, expected=expected, idempotency_key=key)
+        return web.json_response(found)
+
+    async def live(request: web.Request) -> web.StreamResponse:
+        place = Aggregate("notes", request.match_info["root"])
+        return await on_aiohttp.event_stream(request, place, **stream)
+
+    async def failing(request: web.Request) -> web.Response:
+        raise fail()
+
+    app.router.add_post("/notes/{root}", note)
+    app.router.add_get("/live/{root}", live)
+    app.router.add_get("/fail", failing)
+    runner = web.AppRunner(app, shutdown_timeout=20)
+    await runner.setup()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            await web.SockSite(runner, listening).start()
+            host, port = listening.getsockname()
+            yield Served(f"http://{host}:{port}", app[on_aiohttp.STORE])
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(runner.cleanup(), 10)
+    finally:
+        await runner.cleanup()
+
+
+App = Callable[..., AbstractAsyncContextManager[Served]]
+APPS: dict[str, App] = {"fastapi": fastapi_app, "aiohttp": aiohttp_app}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One Server-Sent Event, or a comment, as it came."""
+
+    event: str
+    id: str
+    data: str
+
+
+async def events_of(lines: AsyncIterator[str]) -> AsyncIterator[Sent]:
+    """What a stream sends, comments and `retry` left out."""
+    fields: dict[str, str] = {}
+    async for line in lines:
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+        else:
+            if "data" in fields:
+                yield Sent(fields.get("event", "message"), fields.get("id", ""), fields["data"])
+            fields = {}
+
+
+async def first(count: int, events: AsyncIterator[Sent]) -> list[Sent]:
+    async with asyncio.timeout(20):
+        return [await anext(events) for _ in range(count)]
