@@ -116,6 +116,22 @@ async def test_by_domain_edition_and_type(store: Store, order: Aggregate) -> Non
     assert heard == [[1, 2, 3, 5], [1, 2, 5], [4], [1, 2, 3, 4, 5], [2, 5]]
 
 
+async def test_by_root(store: Store) -> None:
+    async with store.listen("orders", root="1") as live:
+        for root in ("11", "1", "21"):  # in one ring, or not
+            await store.events.append(Aggregate("orders", root), numbered(1), expected=NEW)
+        await store.events.append(Aggregate("orders", "1"), numbered(1, 1), expected=1)
+        assert {event.aggregate.root for event in await taken(live, 2)} == {"1"}
+        async with store.listen("orders", root="11") as other:
+            await asyncio.gather(
+                *(
+                    store.events.append(Aggregate("orders", root), numbered(1), expected=ANY)
+                    for root in ("1", "11", "111")
+                )
+            )
+            assert (await taken(other, 1))[0].aggregate.root == "11"
+
+
 async def test_order_per_aggregate_and_none_lost(store: Store) -> None:
     places = [Aggregate("orders", uuid.uuid4()) for _ in range(40)]
 
@@ -218,6 +234,8 @@ def test_bad_input(store: Store) -> None:
         store.listen("a:b")
     with pytest.raises(InvalidName, match="edition"):
         store.listen(edition="Main")
+    with pytest.raises(InvalidName, match="root"):
+        store.listen("orders", root="{")
     with pytest.raises(InvalidType, match="buffer"):
         store.listen(buffer="many")  # type: ignore[arg-type]
     assert MAIN == "main"

@@ -371,7 +371,7 @@ async def test_a_connection_that_was_gone(store: asyncstore.Store) -> None:
     async with live:
         collecting = asyncio.ensure_future(frames(live, 2))
         await store.events.append(ORDER, numbered(1), expected=NEW)
-        live._live.missed()
+        live._live.missed([])
         await store.events.append(ORDER, numbered(1, 1), expected=1)
         assert numbers(await collecting) == [0, 1]
 
@@ -421,16 +421,6 @@ async def test_an_edition_shows_main_until_it_diverges(store: asyncstore.Store) 
     assert found[3].event == "reset"
     assert numbers(found[:3]) == [0, 1, 2]
     assert numbers(found[4:]) == [0, 1, "other"]
-
-
-async def test_only_one_root_is_heard(store: asyncstore.Store) -> None:
-    async with store.listen("notes", root="1") as live:
-        await store.events.append(Aggregate("notes", "11"), numbered(1), expected=NEW)
-        await store.events.append(Aggregate("notes", "1"), numbered(1), expected=NEW)
-        async with asyncio.timeout(20):
-            assert (await anext(live)).aggregate.root == "1"
-    with pytest.raises(asyncstore.InvalidName):
-        store.listen("notes", root="{")
 
 
 def test_bytes_are_base64() -> None:
