@@ -45,7 +45,7 @@ TYPES: Final = {
 }
 """The first word of each key, behind the prefix, and the type of its value, as TYPE names it."""
 
-_ONCE: Final = ("layout", "subscribed", "migration")  # what a cluster has once, and not in each slot
+_ONCE: Final = ("layout", "subscribed", "migration")  # what a cluster does not have in each slot
 
 _PLACE: Final = r"(?P<domain>[^:]+):(?P<edition>[^:]+):\{(?P<root>[^{}]+)\}"
 _TAG: Final = r"\{(?P<tag>[^{}]+)\}"
