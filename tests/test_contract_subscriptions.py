@@ -40,7 +40,7 @@ from asyncstore import (
 from asyncstore.keys import ALL, Keys
 from asyncstore.registering import Registry
 from asyncstore.worklist import Terms
-from tests.builders import listed, numbered, sequences
+from tests.builders import listed, numbered, roots_of_one_slot, sequences
 from tests.polling import eventually
 from tests.servers import Server, rewrite_member
 
@@ -295,8 +295,11 @@ class TestBeginning:
     async def test_who_comes_late_marks_nothing_that_came_later(
         self, server: Server, prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await fill(store, 5, 1)
-        places = [Aggregate("orders", f"r{n}") for n in range(40)]
+        # Some under a tag that is to be marked, some under others.
+        places = [Aggregate("orders", root) for root in roots_of_one_slot(20)]
+        places += [Aggregate("orders", f"r{n}") for n in range(20)]
+        for place in places[:5]:
+            await store.events.append(place, numbered(1), expected=NEW)
         mark, has_come, go_on = Registry._mark, asyncio.Event(), asyncio.Event()
 
         async def mark_late(registry: Registry, *arguments: Any) -> None:
@@ -625,6 +628,13 @@ class TestSharing:
                     await handle(sub, 1)
 
 
+async def settled(store: Store) -> None:
+    """All is heard, and was looked at since: what is found from here on is found by a sweep."""
+    bell, sweeper = store._doorbell, store._sweeper
+    await eventually(lambda: not bell._silent, "all channels are heard")
+    await eventually(lambda: not (sweeper._again or sweeper._under_way), "all was looked at")
+
+
 async def is_listed(store: Store) -> bool:
     return bool(await store.subscriptions.status("projector"))
 
@@ -642,6 +652,7 @@ class TestSweeping:
         ):
             await handle(one, 1)
             await handle(all_, 1)
+            await settled(store)
             monkeypatch.setattr(Keys, "live", lambda *_: "")
             await store.events.append(order, numbered(1), expected=ANY)
             await store.events.append(Aggregate("carts", "1"), numbered(1), expected=NEW)
@@ -679,6 +690,7 @@ class TestSweeping:
         await store.events.append(order, numbered(2), expected=NEW)
         async with store.subscribe("projector", "orders", sweep=1) as sub:
             await handle(sub, 2)
+            await settled(store)
             with server.client() as client:  # a failover that lost a commit, and then another
                 before = cast(bytes, client.get(commits))
                 client.set(commits, b"0 " + before.split(b" ")[1])
