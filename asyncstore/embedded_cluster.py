@@ -323,10 +323,8 @@ class Cluster:
     ) -> None:
         """Wait until nothing is lacking any more, and note the roles that the nodes have."""
         while True:
-            found = await _together(line.view() for line in lines)
-            views = [view for view in found if view is not None]
-            loading = [line for line, view in zip(lines, found, strict=True) if view is None]
-            self._lack = (loading[0]._node, "is loading its data") if loading else lack_of(views)
+            views = await _together(line.view() for line in lines)
+            self._lack = lack_of(views)
             if self._lack is None:
                 break
             await anyio.sleep(_POLL_SECONDS)
@@ -540,15 +538,7 @@ class _Line:
     async def peers(self) -> list[Peer]:
         return peers_of(await self.ask("CLUSTER", "NODES"))
 
-    async def view(self) -> _View | None:
-        """Return what the node sees; None while it is loading what its primary has sent."""
-        try:
-            return await self._view()
-        except StoreUnavailable:
-            await self.info("server")  # which it tells also then, unless it is down
-            return None
-
-    async def _view(self) -> _View:
+    async def view(self) -> _View:
         cluster = _fields(await self.ask("CLUSTER", "INFO"))
         return _View(self._node, await self.peers(), cluster, await self.info("replication"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import uuid
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncstore
-from asyncstore import Aggregate, embedded_cluster
+from asyncstore import Aggregate, StoreUnavailable, embedded_cluster
 from asyncstore.embedded_cluster import Cluster, Node
 from asyncstore.slots import slot_of_tag
 from tests.faults import bus
@@ -54,6 +55,17 @@ class ClusterStage(Scene):
         node = self.dice.choice(sorted(found, key=lambda node: node.port))
         self.struck.update(self.places_in(found[node]))
         return node
+
+    async def until_whole(self) -> None:
+        """Wait until all is as it should be; a node that is loading refuses to say."""
+
+        async def is_whole() -> bool:
+            with contextlib.suppress(StoreUnavailable):
+                await self.cluster.until_whole()
+                return True
+            return False
+
+        await eventually(is_whole, "the cluster was whole again")
 
     async def replaced(self, node: Node) -> None:
         """Wait until another node has the slots of one that is down."""
@@ -110,7 +122,7 @@ async def kill_primary(stage: ClusterStage) -> None:
     stage.history.mended(stage.struck)
     await stage.replaced(node)
     await node.restart()
-    await stage.cluster.until_whole()
+    await stage.until_whole()
 
 
 async def pause_primary(stage: ClusterStage) -> None:
@@ -120,7 +132,7 @@ async def pause_primary(stage: ClusterStage) -> None:
     stage.history.mended(stage.struck)
     await stage.replaced(node)
     await node.resume()
-    await stage.cluster.until_whole()
+    await stage.until_whole()
 
 
 async def isolate_primary(stage: ClusterStage) -> None:
@@ -136,13 +148,13 @@ async def isolate_primary(stage: ClusterStage) -> None:
     stage.history.mended(stage.struck)
     await stage.replaced(node)
     await stage.bus.heal(node)
-    await stage.cluster.until_whole()
+    await stage.until_whole()
 
 
 async def fail_over(stage: ClusterStage) -> None:
     """An operator lets a replica take its primary's place."""
     await _promote(stage)
-    await stage.cluster.until_whole()
+    await stage.until_whole()
 
 
 async def _promote(stage: ClusterStage) -> None:
@@ -166,7 +178,7 @@ async def cut_and_fail_over(stage: ClusterStage) -> None:
         _cut_from_here(stage)
         await asyncio.sleep(0.005)
     await taking_over
-    await stage.cluster.until_whole()
+    await stage.until_whole()
 
 
 def _cut_from_here(stage: ClusterStage) -> None:
@@ -181,7 +193,7 @@ async def restart_all(stage: ClusterStage) -> None:
     await gather(*(node.kill() for node in stage.cluster.nodes))
     await gather(*(node.restart() for node in stage.cluster.nodes))
     stage.history.mended()
-    await stage.cluster.until_whole()
+    await stage.until_whole()
 
 
 # Slots
@@ -218,7 +230,7 @@ async def add_and_remove(stage: ClusterStage) -> None:
     slots = await move_some(stage, source, node, primaries[source])
     await stage.more()
     await move_by_keys(stage.cluster.nodes, node, source, slots)
-    await stage.cluster.until_whole()
+    await stage.until_whole()
     await stage.cluster.remove_node(node)
     await stage.more()
 
@@ -232,7 +244,7 @@ async def turn_round(stage: ClusterStage) -> None:
         following = loop.time() + 1
         await stage.dice.choice(changes)(stage)
         await asyncio.sleep(following - loop.time())  # the pace is the fault
-    await stage.cluster.until_whole()
+    await stage.until_whole()
 
 
 _MIGRATESLOTS = "cluster|migrateslots"
