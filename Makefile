@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench bench-subscriptions bench-rivals faults soak clean
+.PHONY: help demo test lint types format bench bench-subscriptions bench-http bench-rivals faults soak clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ bench: $(BENCH_READY) ## measure beside other clients, 5 minutes: tables, build/
 
 bench-subscriptions: $(BENCH_READY) ## measure subscriptions beside Redis Streams, 3 minutes
 	$(BIN)/python -m benchmarks.subscribing
+
+bench-http: $(BENCH_READY) ## measure appends over HTTP beside redis-py by wrk, 2 minutes: build/bench-http.json
+	$(BIN)/python -m benchmarks.web --output build/bench-http.json
 
 bench-rivals: $(BENCH_READY) ## measure beside other event stores, 3 minutes: build/bench-rivals.json
 	$(BIN)/python -m benchmarks.rivals

@@ -169,8 +169,11 @@ Call = tuple[Sequence[str], Sequence[str | bytes]]
 """Keys and arguments of the append script."""
 
 
-def script_call(append: Append) -> Call:
-    """Return the call of the store's own append script for one append."""
+def script_call(append: Append, *, anywhere: bool = False) -> Call:
+    """Return the call of the store's own append script for one append.
+
+    `anywhere`: wherever the aggregate ends, whatever the append expects.
+    """
     aggregate = append.aggregate
     keys = (
         KEYS.commits(ALL),
@@ -178,7 +181,8 @@ def script_call(append: Append) -> Call:
         KEYS.events(aggregate),
     )
     members = [part for event in append.events for part in codec.encode_event(event)]
-    about = (aggregate.root, str(append.expected), str(len(append.events)), "")
+    place = "" if anywhere else str(append.expected)
+    about = (aggregate.root, place, str(len(append.events)), "")
     return keys, ("", aggregate.domain, aggregate.edition, "1", KEYS.live(ALL), *about, *members)
 
 
