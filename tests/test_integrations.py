@@ -130,6 +130,7 @@ ERRORS: list[tuple[errors.AsyncStoreError, int]] = [
     (errors.ProtectedEdition("main", "it can't be deleted"), 422),
     (errors.CorruptEvent(f"events:{SECRET}", 1, "it is not JSON"), 500),
     (errors.CorruptPosition(SECRET), 500),
+    (errors.MoveRefused(ORDER, SECRET), 500),
     (errors.ListenerLagged(1, 2), 500),
     (errors.LeaseLost(SECRET, ORDER, 1), 500),
     (errors.StillBehind(SECRET, ORDER, 1, None), 503),

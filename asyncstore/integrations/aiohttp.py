@@ -206,17 +206,18 @@ async def event_stream(
             until_shutdown,
         ):
             streams.add(until_shutdown)
-            await response.prepare(request)
-            async for frame in live.frames():
-                async with asyncio.timeout(send_timeout):
-                    await response.write(frame)
+            try:
+                await response.prepare(request)
+                async for frame in live.frames():
+                    async with asyncio.timeout(send_timeout):
+                        await response.write(frame)
+            finally:
+                streams.discard(until_shutdown)  # when it is over it can't be rescheduled
     except TimeoutError:
         if not until_shutdown.expired():
             _hang_up(request, send_timeout)
     except ConnectionError:
         pass  # the client has left
-    finally:
-        streams.discard(until_shutdown)
     return response
 
 
