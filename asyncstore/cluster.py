@@ -51,6 +51,7 @@ T = TypeVar("T")
 _AT_ONCE: Final = 3  # detours without a pause; more of them go round in circles
 _FIRST_PAUSE: Final = 0.002  # seconds; a slot's keys move in a few milliseconds
 _LONGEST_PAUSE: Final = 0.1
+_LAST_SENDING: Final = 0.9  # of a call's time; the answer to a later one could come too late
 _ASKED_AT_ONCE: Final = 3  # nodes that are asked for the map: one of them may be cut off
 _LOOK_SHARE: Final = 0.2  # of a call's time, for nodes that are asked for the map
 _LOOK_PAUSE: Final = 0.1  # seconds between two looks; doubled while there is cause to look on
@@ -368,7 +369,8 @@ class Cluster:
         if loop is None:
             request.fail(self._answers.closed(request))
             return
-        if request.born + self._timeout <= loop.time():
+        pause = min(_FIRST_PAUSE * 2 ** min(request.detours - 1, 10), _LONGEST_PAUSE)
+        if loop.time() + pause >= request.born + _LAST_SENDING * self._timeout:
             request.fail(self._answers.missing(request, why))
             return
 
@@ -377,7 +379,6 @@ class Cluster:
             if not request.is_over():
                 (node or self.node_of(slot)).send(request, lane)
 
-        pause = min(_FIRST_PAUSE * 2 ** min(request.detours - 1, 10), _LONGEST_PAUSE)
         self._limbo[request] = loop.call_later(pause * random.uniform(0.5, 1.0), send)  # noqa: S311
 
     # Looking

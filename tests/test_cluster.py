@@ -197,7 +197,7 @@ class TestNotNow:
             began = loop.time()
             with pytest.raises(StoreUnavailable, match=why):
                 await append(store)
-            assert 0.4 < loop.time() - began < 1.0
+            assert 0.3 < loop.time() - began < 1.0  # a sending at the very end is left out
             assert one.calls < 40
             assert not router_of(store)._limbo
 
