@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -39,7 +40,7 @@ from asyncstore import (
 )
 from asyncstore.keys import ALL, Keys
 from asyncstore.registering import Registry
-from asyncstore.worklist import Terms
+from asyncstore.worklist import Terms, Worklist
 from tests.builders import listed, numbered, roots_of_one_slot, sequences
 from tests.polling import eventually
 from tests.servers import Server, rewrite_member
@@ -584,6 +585,29 @@ class TestSharing:
             assert len(await handle(other, 5)) == 5
         assert len(held) == 2
 
+    async def test_what_waited_beyond_its_lease_is_not_delivered(
+        self,
+        server: Server,
+        prefix: str,
+        store: Store,
+        order: Aggregate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        async def get_nowhere(*_: Any) -> list[bool]:
+            await asyncio.Event().wait()
+            return []
+
+        await store.events.append(order, numbered(1), expected=NEW)
+        monkeypatch.setattr(Worklist, "renew", get_nowhere)
+        async with (
+            asyncstore.open(server.url, key_prefix=prefix) as own,
+            own.subscribe("projector", "orders", lease=0.2) as slow,
+        ):
+            await eventually(lambda: len(slow._ready) == 1, "it has leased the event")
+            async with store.subscribe("projector", "orders") as other:
+                assert await handle(other, 1) == [(order.root, 0)]
+            assert await nothing_comes(slow)
+
     async def test_leaving_waits_for_others(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(2), expected=NEW)
         taken, go_on = asyncio.Event(), asyncio.Event()
@@ -628,11 +652,19 @@ class TestSharing:
                     await handle(sub, 1)
 
 
-async def settled(store: Store) -> None:
-    """All is heard, and was looked at since: what is found from here on is found by a sweep."""
+async def settled(store: Store, *subs: Subscription) -> None:
+    """All is heard, and was looked at since, and nobody is to look again unless he is told to.
+
+    What is found from here on is found by a sweep.
+    """
     bell, sweeper = store._doorbell, store._sweeper
     await eventually(lambda: not bell._silent, "all channels are heard")
     await eventually(lambda: not (sweeper._again or sweeper._under_way), "all was looked at")
+    feeders = [feeder for sub in subs for feeder in sub._feeders.values()]
+    await eventually(
+        lambda: all(feeder._agenda.next_moment() == math.inf for feeder in feeders),
+        "nobody is to look again",
+    )
 
 
 async def is_listed(store: Store) -> bool:
@@ -652,7 +684,7 @@ class TestSweeping:
         ):
             await handle(one, 1)
             await handle(all_, 1)
-            await settled(store)
+            await settled(store, one, all_)
             monkeypatch.setattr(Keys, "live", lambda *_: "")
             await store.events.append(order, numbered(1), expected=ANY)
             await store.events.append(Aggregate("carts", "1"), numbered(1), expected=NEW)
@@ -690,7 +722,7 @@ class TestSweeping:
         await store.events.append(order, numbered(2), expected=NEW)
         async with store.subscribe("projector", "orders", sweep=1) as sub:
             await handle(sub, 2)
-            await settled(store)
+            await settled(store, sub)
             with server.client() as client:  # a failover that lost a commit, and then another
                 before = cast(bytes, client.get(commits))
                 client.set(commits, b"0 " + before.split(b" ")[1])
