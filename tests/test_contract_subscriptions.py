@@ -679,8 +679,8 @@ class TestSweeping:
     ) -> None:
         await store.events.append(order, numbered(1), expected=NEW)
         async with (
-            store.subscribe("one", "orders", sweep=SOON) as one,
-            store.subscribe("all", None, sweep=SOON) as all_,
+            store.subscribe("one", "orders", sweep=SOON, lease=1) as one,
+            store.subscribe("all", None, sweep=SOON, lease=1) as all_,
         ):
             await handle(one, 1)
             await handle(all_, 1)
@@ -720,7 +720,7 @@ class TestSweeping:
         tag = keys.tag_of(order.root)
         commits = keys.commits(tag)
         await store.events.append(order, numbered(2), expected=NEW)
-        async with store.subscribe("projector", "orders", sweep=1) as sub:
+        async with store.subscribe("projector", "orders", sweep=1, lease=1) as sub:
             await handle(sub, 2)
             await settled(store, sub)
             with server.client() as client:  # a failover that lost a commit, and then another
