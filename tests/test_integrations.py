@@ -237,7 +237,10 @@ async def test_a_check_that_takes_long_is_not_waited_for() -> None:
 
 
 async def test_live_events_go_on_where_a_client_was(
-    served: Served, client: httpx.AsyncClient, store: asyncstore.Store
+    served: Served,
+    client: httpx.AsyncClient,
+    store: asyncstore.Store,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     await store.events.append(ORDER, numbered(3), expected=NEW)
     async with client.stream("GET", "/live/1") as answer:
@@ -254,6 +257,7 @@ async def test_live_events_go_on_where_a_client_was(
             rest = await first(2, events_of(answer.aiter_lines()))
         assert rest == found[3:]
     await eventually(lambda: served.listeners == 0, "nobody listens for clients that are gone")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_client_whose_last_event_is_gone_is_told(
@@ -348,7 +352,7 @@ async def test_none_is_left_out_and_none_comes_twice(store: asyncstore.Store) ->
         await store.events.delete(ORDER)
 
 
-@pytest.mark.parametrize("lose", [lambda n: True, lambda n: n % 3])
+@pytest.mark.parametrize("lose", [lambda n: True, lambda n: n % 3, lambda n: n > 5])
 async def test_rings_that_are_lost(
     store: asyncstore.Store, monkeypatch: pytest.MonkeyPatch, lose: Callable[[int], Any]
 ) -> None:
