@@ -37,6 +37,9 @@ bench-subscriptions: $(BENCH_READY) ## measure subscriptions beside Redis Stream
 bench-http: $(BENCH_READY) ## measure appends over HTTP beside redis-py by wrk, 2 minutes: build/bench-http.json
 	$(BIN)/python -m benchmarks.web --output build/bench-http.json
 
+bench-clusters: $(BENCH_READY) ## measure clusters of 3, 6 and 9 primaries, 3 minutes: build/clusters.json
+	$(BIN)/python -m benchmarks.clusters
+
 bench-rivals: $(BENCH_READY) ## measure beside other event stores, 3 minutes: build/bench-rivals.json
 	$(BIN)/python -m benchmarks.rivals
 

@@ -28,16 +28,27 @@ from rich.console import Console
 from rich.progress import Progress
 
 import asyncstore
-from asyncstore import embedded, embedded_cluster, scripts
+from asyncstore import embedded, embedded_cluster, scripts, slots
 from asyncstore.keys import Keys
+from asyncstore.slots import slot_of_tag
 from benchmarks import machine
 from benchmarks.bench import MANY, ONE_AT_A_TIME, OURS, SEED, Bench, Budget
-from benchmarks.sides import KEYS, MOST_CONNECTIONS, Append, AsyncStore, Side, Workload
+from benchmarks.sides import (
+    KEYS,
+    MOST_CONNECTIONS,
+    Append,
+    AsyncStore,
+    BareWire,
+    Side,
+    Workload,
+    script_call,
+)
 from tests.servers import redis_server
 
 CLUSTER_KEYS = Keys(KEYS.prefix, by_slot=True)
 PRIMARIES = (3, 6, 9)
 ONE_SERVER, REDIS_CLUSTER = "asyncstore, one server", "redis-py RedisCluster.evalsha"
+BARE = "bare sockets, auto-pipelined"
 
 console = Console(highlight=False, width=150)
 
@@ -57,21 +68,46 @@ class RedisCluster(Side):
         self._client: Any = client
 
     def prepare(self, append: Append) -> Any:
-        from asyncstore import codec
-
-        aggregate = append.aggregate
-        keys = (
-            CLUSTER_KEYS.commits(CLUSTER_KEYS.tag_of(aggregate.root)),
-            *CLUSTER_KEYS.indexes_of(aggregate),
-            CLUSTER_KEYS.events(aggregate),
-        )
-        members = [part for event in append.events for part in codec.encode_event(event)]
-        about = (aggregate.root, str(append.expected), str(len(append.events)), "")
-        return keys, ("", aggregate.domain, aggregate.edition, "1", *about, *members)
+        return script_call(append, CLUSTER_KEYS)
 
     async def append(self, prepared: Any) -> Any:
         keys, arguments = prepared
         return await self._client.evalsha(scripts.APPEND.sha, len(keys), *keys, *arguments)
+
+
+class Bare(Side):
+    """The floor: calls of one turn in one write for each node, on bare sockets that are known."""
+
+    name = BARE
+
+    def __init__(self, wires: list[tuple[range, BareWire]]) -> None:
+        self._by_slot = {slot: wire for some, wire in wires for slot in some}
+
+    def prepare(self, append: Append) -> Any:
+        keys, arguments = script_call(append, CLUSTER_KEYS)
+        wire = self._by_slot[slot_of_tag(append.aggregate.root)]
+        command = ("EVALSHA", scripts.APPEND.sha, str(len(keys)), *keys, *arguments)
+        return wire, command
+
+    async def append(self, prepared: Any) -> Any:
+        wire, command = prepared
+        return await wire.call_with_others(command)
+
+
+@asynccontextmanager
+async def _bare(cluster: embedded_cluster.Cluster) -> AsyncIterator[Bare]:
+    loop = asyncio.get_running_loop()
+    ports = [node.port for node in cluster.nodes]
+    bounds = [slots.COUNT * part // len(ports) for part in range(len(ports) + 1)]
+    wires = [
+        (range(*bounds[n : n + 2]), (await loop.create_connection(BareWire, "127.0.0.1", port))[1])
+        for n, port in enumerate(ports)
+    ]
+    try:
+        yield Bare(wires)
+    finally:
+        for _, wire in wires:
+            wire.transport.abort()
 
 
 @dataclass
@@ -108,7 +144,8 @@ async def connected(primaries: int, other: str) -> AsyncIterator[tuple[list[Side
                 await stack.enter_async_context(redis.asyncio.Redis.from_url(url))
             )
             await servers.clients[-1].script_load(scripts.APPEND.source)
-        yield [AsyncStore(store), RedisCluster(client), OneServer(one)], servers
+        bare = await stack.enter_async_context(_bare(cluster))
+        yield [AsyncStore(store), RedisCluster(client), bare, OneServer(one)], servers
 
 
 def _redis_cluster(url: str) -> redis.asyncio.RedisCluster:

@@ -26,7 +26,7 @@ import orjson
 import redis.asyncio
 
 from asyncstore import Aggregate, Event, Store, codec, scripts
-from asyncstore.keys import ALL, Keys
+from asyncstore.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -169,21 +169,19 @@ Call = tuple[Sequence[str], Sequence[str | bytes]]
 """Keys and arguments of the append script."""
 
 
-def script_call(append: Append, *, anywhere: bool = False) -> Call:
+def script_call(append: Append, names: Keys = KEYS, *, anywhere: bool = False) -> Call:
     """Return the call of the store's own append script for one append.
 
     `anywhere`: wherever the aggregate ends, whatever the append expects.
     """
     aggregate = append.aggregate
-    keys = (
-        KEYS.commits(ALL),
-        *KEYS.indexes_of(aggregate),
-        KEYS.events(aggregate),
-    )
+    tag = names.tag_of(aggregate.root)
+    keys = (names.commits(tag), *names.indexes_of(aggregate), names.events(aggregate))
     members = [part for event in append.events for part in codec.encode_event(event)]
     place = "" if anywhere else str(append.expected)
     about = (aggregate.root, place, str(len(append.events)), "")
-    return keys, ("", aggregate.domain, aggregate.edition, "1", KEYS.live(ALL), *about, *members)
+    head = ("", aggregate.domain, aggregate.edition, "1", names.live(tag))
+    return keys, (*head, *about, *members)
 
 
 def evalsha(append: Append) -> tuple[str | bytes, ...]:
