@@ -57,6 +57,7 @@ class Bus:
             for name, value in {
                 "bind-source-addr": address,
                 "cluster-announce-bus-port": server.sockets[0].getsockname()[1],
+                "protected-mode": "no",  # to Redis only 127.0.0.1 is loopback; nodes listen there
                 "masteruser": "replication",
                 "masterauth": "copy",
             }.items():
@@ -71,7 +72,10 @@ class Bus:
     ) -> None:
         task = asyncio.current_task()
         assert task is not None
-        caller = self._callers[writer.get_extra_info("peername")[0]]
+        caller = self._callers.get(writer.get_extra_info("peername")[0])
+        if caller is None:  # it was not told yet from where to call, and will call again
+            writer.transport.abort()
+            return
         self._pairs.add((caller, node))
         self._lines[task] = (caller, node)
         try:

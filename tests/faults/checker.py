@@ -42,8 +42,14 @@ class Verdict:
 Stored = dict[Aggregate, list[RecordedEvent]]
 
 
-async def check(store: Store, history: History, *, may_lose: bool = False) -> Verdict:
-    """Read everything back, and judge. With `may_lose`, lost events are counted and no more."""
+async def check(
+    store: Store, history: History, *, may_lose: bool = False, may_see_unproven: bool = False
+) -> Verdict:
+    """Read everything back, and judge. With `may_lose`, lost events are counted and no more.
+
+    With `may_see_unproven`, what readers saw before a fault may be gone after it: a primary shows
+    events that its replicas do not have yet. What was acknowledged is there all the same.
+    """
     verdict = Verdict(why=list(history.wrong))
     stored: Stored = {}
     for place in {attempt.place for attempt in history.attempts}:
@@ -52,7 +58,7 @@ async def check(store: Store, history: History, *, may_lose: bool = False) -> Ve
     attempts = [_checked(attempt, stored, may_lose, verdict) for attempt in history.attempts]
     _check_ids(history, own, verdict)
     _check_order(history, verdict)
-    _check_readers(history, stored, may_lose, verdict)
+    _check_readers(history, stored, may_lose or may_see_unproven, verdict)
     lost = [attempt for attempt, there in zip(history.attempts, attempts, strict=True) if not there]
     _check_ends(lost, history, verdict)
     if may_lose:

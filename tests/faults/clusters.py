@@ -93,13 +93,16 @@ Strike = Callable[[ClusterStage], Awaitable[None]]
 class ClusterFault:
     """One thing that can happen to a cluster, and what it may cost: see `Fault`.
 
-    `no_call_fails`: the application hears nothing of it but how long it takes.
+    `may_see_unproven`: readers may see an event before its level is reached, and it is gone with
+    the primary that showed it. `no_call_fails`: the application hears nothing of it but how long
+    it takes.
     """
 
     name: str
     strike: Strike
     level: Level = MEMORY
     may_lose: bool = False
+    may_see_unproven: bool = False
     no_call_fails: bool = False
     needs: str = ""  # a command that not every server has
     on_bus: bool = False
@@ -251,10 +254,19 @@ _MIGRATESLOTS = "cluster|migrateslots"
 
 CLUSTER_FAULTS = [
     ClusterFault("primary killed", kill_primary, may_lose=True),
-    ClusterFault("primary killed", kill_primary, REPLICA, is_of_the_server=True),
+    ClusterFault(
+        "primary killed", kill_primary, REPLICA, may_see_unproven=True, is_of_the_server=True
+    ),
     ClusterFault("primary paused", pause_primary, may_lose=True),
     ClusterFault("primary isolated", isolate_primary, may_lose=True, on_bus=True),
-    ClusterFault("primary isolated", isolate_primary, REPLICA, on_bus=True, is_long=True),
+    ClusterFault(
+        "primary isolated",
+        isolate_primary,
+        REPLICA,
+        may_see_unproven=True,
+        on_bus=True,
+        is_long=True,
+    ),
     ClusterFault("CLUSTER FAILOVER", fail_over, no_call_fails=True, is_of_the_server=True),
     ClusterFault("connections to a node cut", cut_connections, no_call_fails=True),
     ClusterFault("cut, and failed over", cut_and_fail_over),
@@ -323,10 +335,16 @@ async def play_on(place: Theatre, fault: ClusterFault, size: Size, seed: int) ->
             bus=place.bus,
         )
         await prepare(stores[0], stage.history)
-        async with load(stage, may_lose=fault.may_lose):
+        by_epoch = fault.may_lose or fault.may_see_unproven
+        async with load(stage, may_lose=by_epoch):
             slow = [await _play_once(stage, fault) for _ in range(rounds)]
         async with asyncstore.open(urls=urls, key_prefix=prefix) as direct:
-            verdict = await check(direct, stage.history, may_lose=fault.may_lose)
+            verdict = await check(
+                direct,
+                stage.history,
+                may_lose=fault.may_lose,
+                may_see_unproven=fault.may_see_unproven,
+            )
             await look_at_the_rest(direct, stage.history, verdict)
     failed = {name for name in stage.history.errors if not name.startswith("SequenceConflict")}
     if fault.no_call_fails and failed:
