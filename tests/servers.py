@@ -7,12 +7,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -220,7 +221,7 @@ class RedisServer:
         command = [self.binary, *([str(file)] if self.config else [])]
         command += ["--dir", str(self.directory), "--save", "", *self.arguments]
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
 
     def wait_until_ready(self) -> bool:
         """Return True once it answers, False if it ended before."""
@@ -240,7 +241,9 @@ class RedisServer:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.kill()
+            # With what it has forked to write its files: that would go on in the directory.
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 
