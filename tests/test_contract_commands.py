@@ -295,6 +295,8 @@ CALLS: dict[str, tuple[list[str], Call]] = {
     "positions.get": (["GET"], lambda w: w.positions.get("projector", w.order)),
     "positions.get: unknown": (["GET"], lambda w: w.positions.get("projector", w.fresh)),
     "positions.get: on a branch": (SCRIPT, lambda w: w.positions.get("projector", w.branch)),
+    # It asks until the position is reached, which it is.
+    "positions.wait": (["GET"], lambda w: w.positions.wait("projector", w.order, 1, timeout=5)),
     "positions.put": (SCRIPT, lambda w: w.positions.put("projector", w.order, 3)),
     "positions.put: on a branch": (SCRIPT, lambda w: w.positions.put("saga", w.undiverged, 3)),
     "positions.advance": (SCRIPT, lambda w: w.positions.advance("projector", w.order, 3)),
