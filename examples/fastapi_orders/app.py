@@ -9,9 +9,10 @@ Idempotency-Key a request can be sent again. `?edition=what-if` names another ti
 a moment in the past.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 
 from asyncstore import ANY, MAIN, Appended, Event
 from asyncstore.integrations import fastapi as integration
@@ -60,6 +61,26 @@ def done(appended: Appended, response: Response) -> Done:
 # Commands
 
 
+def change_of(
+    order_id: OrderId,
+    store: Store,
+    expected: IfMatch,
+    key: IdempotencyKey,
+    response: Response,
+    edition: OnEdition = MAIN,
+) -> Callable[[orders.Decide], Awaitable[Done]]:
+    """Return what carries out a command to an order that is there."""
+
+    async def change(decide: orders.Decide) -> Done:
+        order = orders.aggregate(order_id, edition)
+        return done(await orders.carry_out(store, order, decide, expected, key), response)
+
+    return change
+
+
+Change = Annotated[Callable[[orders.Decide], Awaitable[Done]], Depends(change_of)]
+
+
 @app.put("/orders/{order_id}", status_code=201, responses=CHANGES)
 async def place_order(
     order_id: OrderId, body: orders.Place, store: Store, key: IdempotencyKey, response: Response
@@ -71,50 +92,21 @@ async def place_order(
 
 
 @app.post("/orders/{order_id}/items", responses=CHANGES)
-async def add_item(
-    order_id: OrderId,
-    body: orders.Item,
-    store: Store,
-    expected: IfMatch,
-    key: IdempotencyKey,
-    response: Response,
-    edition: OnEdition = MAIN,
-) -> Done:
+async def add_item(body: orders.Item, change: Change) -> Done:
     """Add an item to an order."""
-    order = orders.aggregate(order_id, edition)
-    added = await orders.carry_out(store, order, orders.add(body), expected, key)
-    return done(added, response)
+    return await change(orders.add(body))
 
 
 @app.post("/orders/{order_id}/payment", responses=CHANGES)
-async def pay_order(
-    order_id: OrderId,
-    body: orders.Pay,
-    store: Store,
-    expected: IfMatch,
-    key: IdempotencyKey,
-    response: Response,
-    edition: OnEdition = MAIN,
-) -> Done:
+async def pay_order(body: orders.Pay, change: Change) -> Done:
     """Pay an order."""
-    order = orders.aggregate(order_id, edition)
-    paid = await orders.carry_out(store, order, orders.pay(body), expected, key)
-    return done(paid, response)
+    return await change(orders.pay(body))
 
 
 @app.post("/orders/{order_id}/cancellation", responses=CHANGES)
-async def cancel_order(
-    order_id: OrderId,
-    store: Store,
-    expected: IfMatch,
-    key: IdempotencyKey,
-    response: Response,
-    edition: OnEdition = MAIN,
-) -> Done:
+async def cancel_order(change: Change) -> Done:
     """Cancel an order that is not paid."""
-    order = orders.aggregate(order_id, edition)
-    cancelled = await orders.carry_out(store, order, orders.cancel, expected, key)
-    return done(cancelled, response)
+    return await change(orders.cancel)
 
 
 @app.post("/orders/{order_id}/notes", status_code=201, responses=CHANGES)
