@@ -31,9 +31,11 @@ from asyncstore import (
     StoreUnavailable,
     Subscription,
     embedded_cluster,
+    slots,
 )
 from asyncstore.embedded_cluster import Cluster, Node
 from asyncstore.slots import slot_of_tag
+from asyncstore.sweeping import Sweeper
 from tests.builders import numbered, sequences
 from tests.polling import eventually
 from tests.test_subscription_faults import Line, wrong
@@ -357,17 +359,29 @@ async def test_a_silent_primary_keeps_nobody_from_the_others(cluster: Cluster, p
             sub.stop()
 
 
-async def test_idle_subscriptions_cost_next_to_nothing(cluster: Cluster, prefix: str) -> None:
+async def test_idle_subscriptions_cost_next_to_nothing(
+    cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0  # slots, by all sweeps
+    read = Sweeper._read
+
+    async def counted(sweeper: Sweeper, node: Any, places: list[int]) -> None:
+        nonlocal asked
+        asked += len(places)
+        await read(sweeper, node, places)
+
+    monkeypatch.setattr(Sweeper, "_read", counted)
     async with opened(cluster, key_prefix=prefix) as store, AsyncExitStack() as stack:
         for n in range(10):
             await stack.enter_async_context(store.subscribe(f"h{n}", "orders", sweep=0.5))
         await eventually(lambda: not store._doorbell._silent, "all is heard")
-        await asyncio.sleep(1)  # what comes first is done
-        before = commands(cluster)
-        await asyncio.sleep(2)
-        done = commands(cluster) - before
-    # A sweep asks once for each slot, however many subscriptions there are.
-    assert done < 6 * 16_384 + 1_000
+        await eventually(lambda: asked > 2 * slots.COUNT, "what comes first is done")
+        began, before, asked_before = time.monotonic(), commands(cluster), asked
+        await eventually(lambda: asked > asked_before + 3 * slots.COUNT, "there are more sweeps")
+        done, seconds = commands(cluster) - before, time.monotonic() - began
+    # A sweep asks once for each slot, however many subscriptions there are; one may be under way.
+    assert asked - asked_before <= (2 * seconds + 2) * slots.COUNT
+    assert done < asked - asked_before + slots.COUNT + 1_000
 
 
 def commands(cluster: Cluster) -> int:
