@@ -12,6 +12,7 @@ import asyncstore
 from asyncstore import Aggregate, Store
 from tests import servers
 
+BINARIES = servers.binaries()
 AVAILABLE = [kind for kind in servers.kinds() if kind.missing is None]
 
 
@@ -64,3 +65,12 @@ async def store(server: servers.Server, prefix: str) -> AsyncIterator[Store]:
 @pytest.fixture
 def order() -> Aggregate:
     return Aggregate("orders", uuid.uuid4())
+
+
+@pytest.fixture(params=BINARIES)
+def binary(request: pytest.FixtureRequest) -> str:
+    """Each server that a test can start with settings of its own."""
+    found = BINARIES[request.param]
+    if found is None:
+        pytest.skip("this machine does not have it")
+    return found

