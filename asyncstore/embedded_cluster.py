@@ -19,30 +19,27 @@ import socket
 from asyncio import gather
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from asyncstore import embedded
+from asyncstore import embedded, slots
 from asyncstore.errors import (
     ConfigurationError,
     InvalidValue,
     StoreUnavailable,
     UnexpectedReply,
-    first_of,
 )
-from asyncstore.forms import Peer, is_text, peers_of
+from asyncstore.forms import Peer, fields_of, is_text, peers_of
+from asyncstore.sharing import all_of
 from asyncstore.transport import Bounds, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
     from asyncstore.wire import Argument
 
-T = TypeVar("T")
-
 _HOST: Final = "127.0.0.1"
-_SLOTS: Final = 16_384
 _MOST_NODES: Final = 64
 # Outside of what Linux and macOS give to outgoing connections, so that a port stays free while its
 # server is down. The bus takes another, this much higher; no port is the bus's of another node.
@@ -239,7 +236,7 @@ class Cluster:
     async def _start(self) -> None:
         record = self._record
         known = dict(record.ports)
-        await _together(self._launch(name) for name in list(known) or record.names())
+        await all_of(self._launch(name) for name in list(known) or record.names())
         self.nodes.sort(key=lambda node: _number(node.name))
         record.save()
         async with _lines_to(self.nodes) as lines:
@@ -258,7 +255,7 @@ class Cluster:
         for epoch, line in enumerate(lines, start=1):
             await line.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
         await _introduce(lines, self.nodes)
-        bounds = [_SLOTS * part // primaries for part in range(primaries + 1)]
+        bounds = [slots.COUNT * part // primaries for part in range(primaries + 1)]
         for place, line in enumerate(lines[:primaries]):
             await line.ask("CLUSTER", "ADDSLOTSRANGE", bounds[place], bounds[place + 1] - 1)
         await self._until(lines, _lack_of_links)
@@ -323,7 +320,7 @@ class Cluster:
     ) -> None:
         """Wait until nothing is lacking any more, and note the roles that the nodes have."""
         while True:
-            views = await _together(line.view() for line in lines)
+            views = await all_of(line.view() for line in lines)
             self._lack = lack_of(views)
             if self._lack is None:
                 break
@@ -487,7 +484,7 @@ class _View:
 
     def lack_of_health(self) -> str:
         state, covered = self.cluster["cluster_state"], self.cluster["cluster_slots_ok"]
-        if state != "ok" or int(covered) != _SLOTS:
+        if state != "ok" or int(covered) != slots.COUNT:
             return f"says that the cluster's state is {state}, with {covered} slots covered"
         if not self.myself.is_primary:
             link = self.replication.get("master_link_status")
@@ -526,26 +523,24 @@ class _Line:
 
         The transport sends it again when the connection breaks, which ends the forming anyway.
         """
+        return (await self._told(*command)).decode()
+
+    async def _told(self, *command: Argument) -> bytes:
         try:
             reply: bytes = await self._transport.command(is_text, *command)
         except StoreUnavailable as error:
             raise _with_log(self._node, error) from None
-        return reply.decode()
+        return reply
 
     async def info(self, section: str) -> dict[str, str]:
-        return _fields(await self.ask("INFO", section))
+        return fields_of(await self._told("INFO", section))
 
     async def peers(self) -> list[Peer]:
         return peers_of(await self.ask("CLUSTER", "NODES"))
 
     async def view(self) -> _View:
-        cluster = _fields(await self.ask("CLUSTER", "INFO"))
+        cluster = fields_of(await self._told("CLUSTER", "INFO"))
         return _View(self._node, await self.peers(), cluster, await self.info("replication"))
-
-
-def _fields(text: str) -> dict[str, str]:
-    pairs = (line.partition(":") for line in text.splitlines())
-    return {name: value for name, colon, value in pairs if colon}
 
 
 def _with_log(node: Node, error: StoreUnavailable) -> StoreUnavailable:
@@ -577,19 +572,3 @@ async def _introduce(lines: Iterable[_Line], nodes: Iterable[Node]) -> None:
         for node in nodes:
             if node is not line._node:
                 await line.ask("CLUSTER", "MEET", _HOST, node.port)
-
-
-async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do all at once and return what each returns; the first error ends the others."""
-    results: dict[int, T] = {}
-
-    async def keep(place: int, call: Coroutine[Any, Any, T]) -> None:
-        results[place] = await call
-
-    try:
-        async with anyio.create_task_group() as tasks:
-            for place, call in enumerate(calls):
-                tasks.start_soon(keep, place, call)
-    except BaseExceptionGroup as group:
-        raise first_of(group) from None
-    return [results[place] for place in sorted(results)]

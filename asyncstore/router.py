@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from asyncstore.answers import Answers
-from asyncstore.errors import StoreClosed, StoreUnavailable
-from asyncstore.sharing import all_of
+from asyncstore.errors import StoreUnavailable
+from asyncstore.sharing import all_of, running_loop
 from asyncstore.slots import slot_of, slot_of_tag
 from asyncstore.wire import Repeat, ReplyError, Request, Survey
 
@@ -124,14 +124,7 @@ class Router:
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop of the store, or raise StoreClosed if this is not it."""
-        loop = self._loop
-        if loop is None:
-            raise StoreClosed("the store is not open: use it inside `async with asyncstore.open()`")
-        if loop is not asyncio.get_running_loop():
-            raise StoreClosed(
-                "the store was opened in another event loop: open one in each loop and process"
-            )
-        return loop
+        return running_loop(self._loop)
 
     def deadline(self) -> float:
         """Return when a call that begins now has to be over, by the clock of the event loop."""
@@ -200,11 +193,8 @@ class Router:
 
     async def _missing_at(self, home: Transport, keys: Sequence[str]) -> list[str]:
         """Return the keys of which a server says that they are not there."""
-        loop = self.loop()
-        caller = loop.create_future()
-        home.send(Survey([("EXISTS", key) for key in keys], caller, loop.time()))
         try:
-            replies = await caller
+            replies = await self._survey(home, [["EXISTS", key] for key in keys])
         except StoreUnavailable:
             return []
         return [key for key, reply in zip(keys, replies, strict=True) if reply == 0]
@@ -242,7 +232,7 @@ class Router:
         for first in range(0, len(commands), _QUESTIONS):
             # One survey after the other: calls of others come in between.
             some = commands[first : first + _QUESTIONS]
-            found = await self._survey(node, some)
+            found = await self._survey_of_node(node, some)
             odd = [n for n, reply in enumerate(found) if _is_refused(reply) or not form(reply)]
             # Their slots may be elsewhere by now: each finds its own way.
             again = await all_of(
@@ -253,17 +243,20 @@ class Router:
             replies += found
         return replies
 
-    async def _survey(self, node: Node, commands: Sequence[list[Argument]]) -> list[Reply]:
-        loop = self.loop()
-        caller = loop.create_future()
-        node.transport.send(Survey(commands, caller, loop.time()))
+    async def _survey_of_node(self, node: Node, commands: Sequence[list[Argument]]) -> list[Reply]:
         try:
-            replies: list[Reply] = await caller
-            return replies
+            return await self._survey(node.transport, commands)
         except StoreUnavailable:
             if node in self.nodes():
                 raise
             return [_GONE] * len(commands)
+
+    async def _survey(self, home: Transport, commands: Sequence[list[Argument]]) -> list[Reply]:
+        loop = self.loop()
+        caller = loop.create_future()
+        home.send(Survey(commands, caller, loop.time()))
+        replies: list[Reply] = await caller
+        return replies
 
     async def _command(
         self, form: Form, command: list[Argument], key: str | bytes, *, is_read: bool

@@ -1,10 +1,12 @@
-"""Calls that are made together: many at the same time, or one for many who want its result."""
+"""The event loop of a store, and calls in it: many at once, or one for many who want its result."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import anyio
 
 from asyncstore.errors import AsyncStoreError, StoreClosed
 
@@ -14,15 +16,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def running_loop(opened_in: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """Return the event loop in which a store was opened; None is that of one which is not open.
+
+    Raises `StoreClosed` if it is not the one that runs.
+    """
+    if opened_in is None:
+        raise StoreClosed("the store is not open: use it inside `async with asyncstore.open()`")
+    if opened_in is not asyncio.get_running_loop():
+        raise StoreClosed(
+            "the store was opened in another event loop: open one in each loop and process"
+        )
+    return opened_in
+
+
 async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Make calls at the same time. If one fails, the others are cancelled, and its error raised."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        return await asyncio.gather(*tasks)
-    finally:
+        # Not gather: when the caller is cancelled it would cancel them, too, and `_end` again, in
+        # the middle of what they clean up.
+        if tasks:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            if task.done() and not _has_succeeded(task):
+                task.result()  # raises why
+        return [task.result() for task in tasks]
+    finally:
+        await _end(tasks)
 
 
 async def quickest(
@@ -43,10 +64,16 @@ async def quickest(
         if late:
             await asyncio.wait(late, timeout=grace)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
     return list(map(_outcome, tasks))
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel what is not done, and wait for it, also when the caller is cancelled once more."""
+    for task in tasks:
+        task.cancel()
+    with anyio.CancelScope(shield=True):
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _outcome(task: asyncio.Task[T]) -> T | BaseException:

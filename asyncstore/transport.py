@@ -35,9 +35,9 @@ from asyncstore.errors import (
     AsyncStoreError,
     ConfigurationError,
     OutcomeUnknown,
-    StoreClosed,
     StoreUnavailable,
 )
+from asyncstore.sharing import running_loop
 from asyncstore.wire import AGAIN, ELSEWHERE, Repeat, ReplyError, Request, Wire
 
 if TYPE_CHECKING:
@@ -266,14 +266,7 @@ class Transport:
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop of the store, or raise StoreClosed if this is not it."""
-        loop = self._loop
-        if loop is None:
-            raise StoreClosed("the store is not open: use it inside `async with asyncstore.open()`")
-        if loop is not asyncio.get_running_loop():
-            raise StoreClosed(
-                "the store was opened in another event loop: open one in each loop and process"
-            )
-        return loop
+        return running_loop(self._loop)
 
     def _give_up(self, request: Request, why: str) -> None:
         is_closed = self._loop is None

@@ -152,6 +152,7 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
                 "embedded",
                 "embedded_cluster",
                 "running",
+                "sharing",
                 "subscriptions",
                 "sweeping",
                 "transfer",
