@@ -41,6 +41,7 @@ from tests.servers import RedisServer, Server, redis_server
 
 SECONDS = 20
 EFFECT = "Effect"
+SOON = 0.05  # a sweep that tests wait for
 
 
 def effects(count: int = 1) -> list[Event]:
@@ -108,7 +109,7 @@ class TestAppending:
         self, store: Store, order: Aggregate
     ) -> None:
         await store.events.append(order, numbered(2), expected=NEW)
-        async with store.subscribe("manager", "orders", retries=0) as sub:
+        async with store.subscribe("manager", "orders", retries=0, sweep=SOON) as sub:
             await (await take(sub)).nack()
             (letter,) = [one async for one in store.subscriptions.dead_letters("manager")]
             await (await take(sub)).ack()
@@ -494,7 +495,7 @@ class TestLostReplies:
     async def test_of_a_dead_letter(self, proxied: tuple[Proxy, Store], order: Aggregate) -> None:
         proxy, store = proxied
         await store.events.append(order, numbered(1), expected=NEW)
-        async with store.subscribe("manager", "orders", retries=0) as sub:
+        async with store.subscribe("manager", "orders", retries=0, sweep=SOON) as sub:
             await (await take(sub)).nack()
             (letter,) = await listed(store.subscriptions.dead_letters("manager"))
             await store.subscriptions.retry(letter)

@@ -964,7 +964,7 @@ class TestProgress:
 
     async def test_reset_to_the_first(self, store: Store) -> None:
         places = await bury(store, "projector", 250)
-        async with store.subscribe("projector", "orders") as sub:
+        async with store.subscribe("projector", "orders", sweep=SOON) as sub:
             await store.subscriptions.reset("projector", "orders")
             seen = await handle(sub, 750)
             assert sorted(seen) == sorted((p.root, n) for p in places for n in range(3))
@@ -973,7 +973,7 @@ class TestProgress:
 
     async def test_reset_refuses_what_is_in_progress(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(3), expected=NEW)
-        async with store.subscribe("projector", "orders") as sub:
+        async with store.subscribe("projector", "orders", sweep=SOON) as sub:
             await handle(sub, 2)
             (delivery,) = await take(sub)
             await store.subscriptions.reset("projector", "orders")
@@ -987,7 +987,7 @@ class TestProgress:
         other = Aggregate("orders", "other")
         await store.events.append(other, [Event("T", 0, time=times[0])], expected=NEW)
         for handler, moment, due in (("a", times[2], [2, 3, 4]), ("b", times[3], [2, 3, 4])):
-            async with store.subscribe(handler, "orders", start=moment) as sub:
+            async with store.subscribe(handler, "orders", start=moment, sweep=SOON) as sub:
                 assert [n for _, n in await handle(sub, 3)] == due
                 assert await nothing_comes(sub)
                 await store.subscriptions.reset(handler, "orders", to=times[4])
