@@ -101,12 +101,21 @@ class View:
 
 
 class Cluster:
-    """The nodes of a cluster, by slot. `seeds` are URLs of some of them."""
+    """The nodes of a cluster, by slot.
+
+    `seeds` are URLs of some of them. `on_newcomer` is told of each primary that it finds.
+    """
 
     by_slot = True
 
-    def __init__(self, seeds: Sequence[str], ways: Ways) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[str],
+        ways: Ways,
+        on_newcomer: Callable[[Node], None] = lambda _: None,
+    ) -> None:
         self._seeds = seeds
+        self._on_newcomer = on_newcomer
         self._ways = ways
         self._timeout = ways.bounds.timeout
         self.where = ",".join(mask(seed) for seed in seeds)
@@ -292,6 +301,7 @@ class Cluster:
             node = Node(url, mask(url), self._ways, lambda lane: way(lane=lane))
             node.transport.start()
             self._nodes[address] = node
+            self._on_newcomer(node)
         return self._nodes[address]
 
     def _replicas_of(self, node: Node) -> Replicas[Address]:

@@ -68,7 +68,7 @@ class Node:
         self.appender = Appender(self.transport, ways.keys)
         self._levels = Levels(self.transport, where, always=ways.always, is_own=ways.is_own)
         self._waiting: Transport | None = None
-        self._is_left = False
+        self.is_left = False  # it is no node of use any more
         self._turns = Turns()
         self._appenders: dict[Durability, Appender] = {Durability.MEMORY: self.appender}
 
@@ -81,7 +81,7 @@ class Node:
 
     def leave(self) -> None:
         """Give the server up: it is no node of use any more."""
-        self._is_left = True
+        self.is_left = True
         if self._waiting is not None:
             self._waiting.leave()
         self.transport.leave()
@@ -156,7 +156,7 @@ class Node:
             self.transport.loop()  # or it is closed
             self._waiting = self._make_transport(Lane.WAITING)
             self._waiting.start()
-            if self._is_left:
+            if self.is_left:
                 self._waiting.leave()  # what comes here yet goes on
         return self._waiting
 

@@ -34,8 +34,8 @@ async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Make calls at the same time. If one fails, the others are cancelled, and its error raised."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        # Not gather: when the caller is cancelled it would cancel them, too, and `_end` again, in
-        # the middle of what they clean up.
+        # Not gather: when the caller is cancelled it would cancel them, too, and `end_all` again,
+        # in the middle of what they clean up.
         if tasks:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in tasks:
@@ -43,7 +43,7 @@ async def all_of(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
                 task.result()  # raises why
         return [task.result() for task in tasks]
     finally:
-        await _end(tasks)
+        await end_all(tasks)
 
 
 async def quickest(
@@ -64,11 +64,11 @@ async def quickest(
         if late:
             await asyncio.wait(late, timeout=grace)
     finally:
-        await _end(tasks)
+        await end_all(tasks)
     return list(map(_outcome, tasks))
 
 
-async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def end_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel what is not done, and wait for it, also when the caller is cancelled once more."""
     for task in tasks:
         task.cancel()

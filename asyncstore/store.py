@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
 from asyncstore import checks, cluster_checks, codec, embedded, forms, scripts
+from asyncstore.admission import Admission
 from asyncstore.cluster import Cluster
 from asyncstore.doorbell import Doorbell
 from asyncstore.erasing import Eraser
@@ -16,9 +15,7 @@ from asyncstore.errors import (
     AsyncStoreError,
     ConfigurationError,
     StoreClosed,
-    StoreUnavailable,
     UnexpectedReply,
-    UnsafeServer,
 )
 from asyncstore.events import Events
 from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
@@ -58,8 +55,6 @@ if TYPE_CHECKING:
     from asyncstore.recorded import Loaded, RecordedEvent
     from asyncstore.router import Servers
     from asyncstore.values import Aggregate, Appended, Source, Start
-
-_log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 
@@ -122,6 +117,7 @@ class Store:
         self._cleanup = AsyncExitStack()
         self._entered = False
         self._durability = cast(Durability, settings.durability)
+        self._admission = Admission(settings, self._durability)
         router, names = self._router, self._keys
         limits = Limits(
             settings.max_event_bytes, settings.max_append_bytes, settings.max_append_events
@@ -340,7 +336,7 @@ class Store:
         self._entered = True
         async with AsyncExitStack() as stack:
             await self._connect(stack)
-            await self._check_servers()
+            await self._admission.open(self._router.nodes())
             await self._check_layout()
             self._cleanup = stack.pop_all()
         return self
@@ -376,7 +372,7 @@ class Store:
     async def _connect_to_cluster(
         self, seeds: list[str], stack: AsyncExitStack, *, partly: bool
     ) -> None:
-        cluster = Cluster(seeds, self._ways())
+        cluster = Cluster(seeds, self._ways(), self._admission.newcomer)
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(cluster.aclose)
             await cluster.open(partly=partly)
@@ -389,6 +385,7 @@ class Store:
         stack.push_async_callback(self._router.aclose)
         stack.push_async_callback(self._doorbell.aclose)
         stack.push_async_callback(self._sweeper.aclose)
+        stack.push_async_callback(self._admission.aclose)
 
     def _ways(self) -> Ways:
         settings = self._settings
@@ -405,51 +402,6 @@ class Store:
             directory = self._settings.embedded_directory()
             return await stack.enter_async_context(embedded.running(directory))
         return self._settings.server_url()
-
-    async def _check_servers(self) -> None:
-        outcomes = await asyncio.gather(
-            *map(self._check_node, self._router.nodes()), return_exceptions=True
-        )
-        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        for error in errors:
-            # A node of a cluster may be down; the others serve.
-            if not isinstance(error, StoreUnavailable) or len(errors) == len(outcomes):
-                raise error
-
-    async def _check_node(self, node: Node) -> None:
-        await self._check_server(node)
-        await self._check_durability(node)
-
-    async def _check_server(self, node: Node) -> None:
-        """Refuse a server that is too old, or that throws histories away."""
-        said = await checks.ask_info(node.transport)
-        if said.refused is not None:
-            _log.warning("the settings of %s can't be checked: %s", node.where, said.refused)
-            return
-        if checks.is_too_old(said):
-            version = said.fields.get("redis_version", "0")
-            why = f"{node.where} is Redis {version}; Redis 7.0 or newer, or Valkey, is needed"
-            raise ConfigurationError("url", why, "the settings")
-        policy = said.fields.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction" and not self._settings.allow_eviction:
-            raise UnsafeServer(node.where, policy)
-        await self._warn_if_nothing_is_kept(node, said)
-
-    async def _warn_if_nothing_is_kept(self, node: Node, info: checks.Said) -> None:
-        # The save points cost a round trip, which a server with an AOF is spared.
-        if info.fields.get("aof_enabled") != "0" or self._settings.is_throw_away():
-            return
-        if checks.keeps_nothing(info, await checks.ask_config(node.transport, "save")):
-            _log.warning(
-                "%s keeps nothing on disk: a restart loses every event. Switch its AOF on, by "
-                "CONFIG SET appendonly yes; `asyncstore doctor` says more",
-                node.where,
-            )
-
-    async def _check_durability(self, node: Node) -> None:
-        """See that the server can give what appends get that name no level."""
-        if self._durability != Durability.MEMORY:
-            await node.ensure(self._durability)
 
     async def _check_layout(self) -> None:
         wanted = codec.layout(by_slot=self._keys.by_slot)

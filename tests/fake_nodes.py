@@ -77,6 +77,7 @@ class FakeNode:
     view: list[Range] = field(default_factory=list)
     epoch: int = 1
     on_call: Callable[[Call], Answer] = Call.done
+    policy: str = "noeviction"
     is_silent: bool = False  # takes connections, and answers nothing
     asked: Counter[str] = field(default_factory=Counter)
     words: list[list[bytes]] = field(default_factory=list)
@@ -139,7 +140,8 @@ class FakeNode:
             return b"*2\r\n$2\r\nid\r\n:%d\r\n" % next(_clients)
         if name == "INFO":
             lines = "redis_version:7.2.4", "cluster_enabled:1", f"run_id:{id(self)}", "role:master"
-            return _text("\r\n".join([*lines, "connected_slaves:1", "slave0:state=online"]))
+            rest = "connected_slaves:1", "slave0:state=online", f"maxmemory_policy:{self.policy}"
+            return _text("\r\n".join([*lines, *rest]))
         if name == "GET":
             return _text(codec.layout(by_slot=True).decode())
         return {"CLIENT": b":1\r\n", "WAIT": b":1\r\n", "CONFIG": b"*0\r\n"}.get(name, b"+OK\r\n")

@@ -90,7 +90,9 @@ class TestMoved:
         async with fake_cluster() as (one, _), opened(one, timeout=0.5) as store:
             port = free_port()
             one.on_call = always(moved(SLOT, f"127.0.0.1:{port}"))
-            with pytest.raises(StoreUnavailable, match=r"nobody listens|do not agree") as caught:
+            # Which of these came last depends on when the map was looked up.
+            last = r"nobody listens|do not agree|is gone"
+            with pytest.raises(StoreUnavailable, match=last) as caught:
                 await append(store)
             assert "nothing was changed" in str(caught.value)
 
@@ -391,6 +393,36 @@ class TestNodesThatLeave:
 
 def _address(node: FakeNode) -> Address:
     return Address(node.host, node.port)
+
+
+class TestNodesThatJoin:
+    async def test_one_that_evicts_is_told_of_in_the_log(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with fake_cluster() as (one, two), opened(one) as store:
+            two.policy = "allkeys-lru"
+            one.view = two.view = [two.has()]
+            one.on_call = always(moved(SLOT, f"127.0.0.1:{two.port}"))
+            await append(store)
+            await eventually(lambda: errors_of(caplog) != [], "it is looked at")
+            (error,) = errors_of(caplog)
+            assert two.url in error
+            assert "allkeys-lru" in error
+
+    async def test_one_that_is_gone_again_is_not_looked_at_for_ever(self) -> None:
+        async with fake_cluster() as (one, two), opened(one, timeout=0.2) as store:
+            two.is_silent = True
+            router_of(store)._node_at(Address("127.0.0.1", two.port))
+            assert len(store._admission._late) == 1
+            router_of(store).look_again()
+            await eventually(lambda: not store._admission._late, "it is given up")
+
+
+def errors_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [
+        r for r in caplog.records if r.name.startswith("asyncstore") and r.levelname == "ERROR"
+    ]
+    return [record.getMessage() for record in found]
 
 
 class TestReplicas:

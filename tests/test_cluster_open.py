@@ -28,8 +28,9 @@ from asyncstore import (
     embedded_cluster,
 )
 from asyncstore.embedded_cluster import Node
-from asyncstore.slots import COUNT
+from asyncstore.slots import COUNT, slot_of_tag
 from tests.builders import numbered, sequences
+from tests.fake_nodes import fake_cluster
 from tests.polling import eventually
 from tests.servers import RedisServer, free_port, redis_server
 
@@ -160,6 +161,43 @@ class TestAddresses:
             await use(store)
             wanted = {f"redis://localhost:{node.port}" for node in own_nodes}
             assert {node.where for node in store._router.nodes()} == wanted
+
+
+class TestNodesThatAreNotThere:
+    async def test_the_others_are_used_at_once(
+        self, own_nodes: list[Node], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        silent, *others = (node for node in own_nodes if not has_layout(node))
+        tell(silent, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        await silent.pause()
+        try:
+            async with (
+                asyncio.timeout(30),
+                asyncstore.open(others[0].url, timeout=60) as store,
+            ):
+                await silent.resume()
+                await eventually(lambda: "allkeys-lru" in caplog.text, "it is looked at later")
+                assert f"not fit for events: {silent.url} evicts keys" in caplog.text
+                await use(store)
+        finally:
+            await silent.resume()
+
+    async def test_nobody_is_there_but_who_tells_of_them(self) -> None:
+        async with fake_cluster() as (one, two):
+            one.view = two.view = [two.has()]
+            two.is_silent = True
+            with pytest.raises(StoreUnavailable):
+                async with asyncstore.open(urls=[one.url], timeout=0.5):
+                    pass
+
+
+def has_layout(node: Node) -> bool:
+    slot = slot_of_tag("all")
+    with redis.Redis.from_url(node.url) as client:
+        spans = client.execute_command("CLUSTER", "SLOTS")
+    return any(
+        first <= slot <= last and port == node.port for first, last, (_, port, *_), *_ in spans
+    )
 
 
 class TestDatabases:

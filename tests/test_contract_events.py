@@ -147,7 +147,7 @@ class TestAppend:
     @pytest.mark.parametrize(
         "raw",
         [b"", b"\n", b"\x00\xff\r\n", b'{"a":1}', bytearray(b"abc"), memoryview(b"abc")],
-        ids=repr,
+        ids=["nothing", "newline", "binary", "json", "bytearray", "memoryview"],
     )
     async def test_bytes_stay_bytes(
         self, store: Store, order: Aggregate, raw: bytes | bytearray | memoryview

@@ -174,7 +174,9 @@ class TestFold:
         assert await store.snapshots.put(branch, sequence=1, state=1, as_of=before[1].id)
         assert await newest(store, branch) == (1, 1, 0)
 
-    @pytest.mark.parametrize("state", [(1, 2), frozenset([1]), {1: 2}, object()], ids=repr)
+    @pytest.mark.parametrize(
+        "state", [(1, 2), frozenset([1]), {1: 2}, object()], ids=lambda value: type(value).__name__
+    )
     async def test_a_state_that_would_come_back_changed_is_refused_at_once(
         self, store: Store, order: Aggregate, state: Any
     ) -> None:
@@ -370,7 +372,9 @@ class TestUpdate:
         with pytest.raises(LookupError):
             await store.update(order, take, summed, 0, idempotency_key="k2")
 
-    @pytest.mark.parametrize("decision", [None, 5, Event("A", 1), [1]], ids=repr)
+    @pytest.mark.parametrize(
+        "decision", [None, 5, Event("A", 1), [1]], ids=lambda value: type(value).__name__
+    )
     async def test_a_decision_that_is_none(
         self, store: Store, order: Aggregate, decision: Any
     ) -> None:

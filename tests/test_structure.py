@@ -65,6 +65,7 @@ ORDER = [
     "folding",
     "checks",
     "cluster_checks",
+    "admission",
     "store",
     "__init__",
     "lines",
