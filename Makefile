@@ -14,8 +14,10 @@ help: ## show this list
 demo: $(READY) ## load this repository's git history into an embedded store and ask it questions
 	$(BIN)/python examples/git_history.py
 
+# Tests wait for servers much of their time: three at once keep two cores busy.
+WORKERS ?= 3
 test: $(READY) ## run the tests on every server that this machine has
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +96,13 @@ async def written(directory: Path) -> None:
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"embedded://{tmp_path}"
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose sockets can be in it: their names have at most 107 bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 class TestSharing:
@@ -208,15 +215,15 @@ class TestStopping:
             assert list(Path(directory).iterdir()) == []
 
     async def test_a_killed_user_leaves_no_throw_away_data(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, monkeypatch: pytest.MonkeyPatch, short_path: Path
     ) -> None:
-        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setenv("TMPDIR", str(short_path))
         async with user_process("embedded://", count=1) as process:
-            (directory,) = tmp_path.iterdir()
+            (directory,) = short_path.iterdir()
             pid = server_pid(directory)
             process.kill()
         await gone(pid)
-        await eventually(lambda: not list(tmp_path.iterdir()), "the directory went")
+        await eventually(lambda: not list(short_path.iterdir()), "the directory went")
 
 
 class TestKeeping:
@@ -280,11 +287,11 @@ class TestKeeping:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does that")
     async def test_a_killed_keeper_takes_its_server_along(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, monkeypatch: pytest.MonkeyPatch, short_path: Path
     ) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr(tempfile, "tempdir", str(short_path))
         async with asyncstore.open("embedded://"):
-            (directory,) = tmp_path.iterdir()
+            (directory,) = short_path.iterdir()
             pid = server_pid(directory)
             os.kill(parent_of(pid), signal.SIGKILL)
             await gone(pid)
