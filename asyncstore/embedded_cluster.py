@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from asyncstore import embedded, slots
+from asyncstore.answers import NOT_NOW
 from asyncstore.errors import (
     ConfigurationError,
     InvalidValue,
@@ -465,6 +466,7 @@ class _View:
     peers: list[Peer]
     cluster: dict[str, str]  # CLUSTER INFO
     replication: dict[str, str]  # INFO replication
+    is_loading: bool = False  # and tells nothing else meanwhile
 
     @property
     def myself(self) -> Peer:
@@ -476,6 +478,8 @@ class _View:
         return frozenset((peer.id, peer.primary, peer.slots) for peer in self.peers)
 
     def lack_of_links(self, nodes: int) -> str:
+        if self.is_loading:
+            return "is loading its data"
         if len(self.peers) != nodes:
             return f"knows {len(self.peers)} of {nodes} nodes"
         return next(
@@ -539,8 +543,13 @@ class _Line:
         return peers_of(await self.ask("CLUSTER", "NODES"))
 
     async def view(self) -> _View:
-        cluster = fields_of(await self._told("CLUSTER", "INFO"))
-        return _View(self._node, await self.peers(), cluster, await self.info("replication"))
+        try:
+            cluster = fields_of(await self._told("CLUSTER", "INFO"))
+            return _View(self._node, await self.peers(), cluster, await self.info("replication"))
+        except StoreUnavailable as error:
+            if NOT_NOW["LOADING"] not in error.why:
+                raise
+            return _View(self._node, [], {}, {}, is_loading=True)
 
 
 def _with_log(node: Node, error: StoreUnavailable) -> StoreUnavailable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 import uuid
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncstore
-from asyncstore import Aggregate, StoreUnavailable, embedded_cluster
+from asyncstore import Aggregate, embedded_cluster
 from asyncstore.embedded_cluster import Cluster, Node
 from asyncstore.slots import slot_of_tag
 from tests.faults import bus
@@ -55,17 +54,6 @@ class ClusterStage(Scene):
         node = self.dice.choice(sorted(found, key=lambda node: node.port))
         self.struck.update(self.places_in(found[node]))
         return node
-
-    async def until_whole(self) -> None:
-        """Wait until all is as it should be; a node that is loading refuses to say."""
-
-        async def is_whole() -> bool:
-            with contextlib.suppress(StoreUnavailable):
-                await self.cluster.until_whole()
-                return True
-            return False
-
-        await eventually(is_whole, "the cluster was whole again")
 
     async def replaced(self, node: Node) -> None:
         """Wait until another node has the slots of one that is down."""
@@ -125,7 +113,7 @@ async def kill_primary(stage: ClusterStage) -> None:
     stage.history.mended(stage.struck)
     await stage.replaced(node)
     await node.restart()
-    await stage.until_whole()
+    await stage.cluster.until_whole()
 
 
 async def pause_primary(stage: ClusterStage) -> None:
@@ -135,7 +123,7 @@ async def pause_primary(stage: ClusterStage) -> None:
     stage.history.mended(stage.struck)
     await stage.replaced(node)
     await node.resume()
-    await stage.until_whole()
+    await stage.cluster.until_whole()
 
 
 async def isolate_primary(stage: ClusterStage) -> None:
@@ -151,13 +139,13 @@ async def isolate_primary(stage: ClusterStage) -> None:
     stage.history.mended(stage.struck)
     await stage.replaced(node)
     await stage.bus.heal(node)
-    await stage.until_whole()
+    await stage.cluster.until_whole()
 
 
 async def fail_over(stage: ClusterStage) -> None:
     """An operator lets a replica take its primary's place."""
     await _promote(stage)
-    await stage.until_whole()
+    await stage.cluster.until_whole()
 
 
 async def _promote(stage: ClusterStage) -> None:
@@ -181,7 +169,7 @@ async def cut_and_fail_over(stage: ClusterStage) -> None:
         _cut_from_here(stage)
         await asyncio.sleep(0.005)
     await taking_over
-    await stage.until_whole()
+    await stage.cluster.until_whole()
 
 
 def _cut_from_here(stage: ClusterStage) -> None:
@@ -196,7 +184,7 @@ async def restart_all(stage: ClusterStage) -> None:
     await gather(*(node.kill() for node in stage.cluster.nodes))
     await gather(*(node.restart() for node in stage.cluster.nodes))
     stage.history.mended()
-    await stage.until_whole()
+    await stage.cluster.until_whole()
 
 
 # Slots
@@ -233,7 +221,7 @@ async def add_and_remove(stage: ClusterStage) -> None:
     slots = await move_some(stage, source, node, primaries[source])
     await stage.more()
     await move_by_keys(stage.cluster.nodes, node, source, slots)
-    await stage.until_whole()
+    await stage.cluster.until_whole()
     await stage.cluster.remove_node(node)
     await stage.more()
 
@@ -247,7 +235,7 @@ async def turn_round(stage: ClusterStage) -> None:
         following = loop.time() + 1
         await stage.dice.choice(changes)(stage)
         await asyncio.sleep(following - loop.time())  # the pace is the fault
-    await stage.until_whole()
+    await stage.cluster.until_whole()
 
 
 _MIGRATESLOTS = "cluster|migrateslots"
