@@ -605,7 +605,7 @@ class TestOpen:
         with redis_server(VALKEY) as server:
             async with asyncstore.open(server.url) as store:
                 await store.events.append(ORDER, numbered(1), expected=NEW)
-            (record,) = [r for r in caplog.records if r.name == "asyncstore.store"]
+            (record,) = [r for r in caplog.records if r.name == "asyncstore.admission"]
             assert record.levelno == logging.WARNING
             assert "keeps nothing on disk" in record.getMessage()
 

@@ -424,7 +424,8 @@ class TestReplicas:
                 )
                 assert {type(outcome) for outcome in outcomes} == {asyncstore.StoreUnavailable}
                 assert loop.time() - began < 5  # 20 of them, one after the other, would take 20
-                assert proxy.connections == 2  # the store's, and one lane for all of them
+                # The store's, and one lane for all of them, which may be dialled once more by then.
+                assert 2 <= proxy.connections <= 3
                 assert await store.events.next_sequence(ORDER) == 1
 
     async def test_that_are_waited_for_do_not_outlive_the_store(self, binary: str) -> None:
