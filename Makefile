@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench bench-subscriptions bench-http bench-rivals faults soak clean
+.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-rivals faults soak clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -18,6 +18,18 @@ demo: $(READY) ## load this repository's git history into an embedded store and 
 WORKERS ?= 3
 test: $(READY) ## run the tests on every server that this machine has
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# What the wheel lacks can't be found beside it: the tests run where the package is not.
+WHEEL := build/wheel
+test-wheel: $(READY) ## build sdist and wheel, and run the tests on the wheel; PYTHON=python3.13 to choose
+	rm -rf $(WHEEL)
+	$(BIN)/python -m build --outdir $(WHEEL)/dist
+	mkdir $(WHEEL)/source
+	tar -xzf $(WHEEL)/dist/*.tar.gz -C $(WHEEL)/source --strip-components 1
+	rm -r $(WHEEL)/source/asyncstore
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(WHEEL)/dist/*.whl)[test]"
+	cd $(WHEEL)/source && ../venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .
