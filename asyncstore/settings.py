@@ -15,7 +15,7 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import tomli_w
 
@@ -59,6 +59,7 @@ class Options(TypedDict, total=False):
     url: str | None
     urls: Sequence[str]
     path: str | Path | None
+    password: str | None
     key_prefix: str
     max_event_bytes: int
     max_append_events: int
@@ -79,11 +80,12 @@ class Settings:
 
     `backend` is "redis" or "embedded"; None derives it from the rest. `url` names one server
     (`redis://`, `rediss://`, `unix://`, `valkey://`, `valkeys://`, `embedded://`), `urls` the
-    nodes of a cluster, `path` the directory of an embedded server whose data lasts. `key_prefix`
-    goes in front of every key. `max_event_bytes` bounds one event, `max_append_events` and
-    `max_append_bytes` the events of one append. `timeout` is in seconds, for
-    a whole call. `max_in_flight` and `max_in_flight_bytes` bound what is sent and not answered yet:
-    calls beyond them wait. `allow_eviction` accepts a server
+    nodes of a cluster, `path` the directory of an embedded server whose data lasts. `password` is
+    that of all these URLs, for whoever has it apart from them and as it is, without %-escapes.
+    `key_prefix` goes in front of every key. `max_event_bytes` bounds one event,
+    `max_append_events` and `max_append_bytes` the events of one append. `timeout` is in seconds,
+    for a whole call. `max_in_flight` and `max_in_flight_bytes` bound what is sent and not answered
+    yet: calls beyond them wait. `allow_eviction` accepts a server
     that deletes histories when its memory is full. `durability` is that of appends that name none:
     a Durability, or its text, such as "fsync" or "replicas(1)"; with "fsync" an embedded server
     syncs each write. `appendfsync_always` says that the server does, where its ACL hides that.
@@ -95,6 +97,7 @@ class Settings:
     url: str | None = None
     urls: Sequence[str] = ()
     path: str | Path | None = None
+    password: str | None = None
     key_prefix: str = ""
     max_event_bytes: int = 16 * 1024 * 1024
     max_append_events: int = 10_000
@@ -111,6 +114,7 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "urls", _check_urls(self.urls))
         object.__setattr__(self, "backend", _check_where(self))
+        _check_password(self)
         _check_prefix(self.key_prefix)
         for name, most in _WHOLE_NUMBERS.items():
             _check_between(name, getattr(self, name), 1, most)
@@ -147,7 +151,7 @@ class Settings:
     def to_toml(self, path: str | Path | None = None) -> str:
         """Return the settings as the text of an `asyncstore.toml`, and write it to `path`.
 
-        Passwords in URLs are part of it: the file is made readable for its owner only.
+        Passwords are part of it: the file is made readable for its owner only.
         """
         table: dict[str, Any] = {}
         for setting in _SETTINGS:
@@ -173,7 +177,7 @@ class Settings:
 
     def server_url(self) -> str:
         """Return the URL in the form that redis-py knows."""
-        return _for_redis_py(self.url or "")
+        return self._dialled(self.url or "")
 
     def seeds(self) -> list[str]:
         """Return the URLs of some nodes of a cluster, as redis-py knows them; [] for one server.
@@ -182,9 +186,12 @@ class Settings:
         asked.
         """
         if self.urls:
-            return [_for_redis_py(url) for url in self.urls]
+            return [self._dialled(url) for url in self.urls]
         found = _CLUSTER.search(self.url or "")
-        return [_for_redis_py(self.url or "")] if found and found[1] == "true" else []
+        return [self._dialled(self.url or "")] if found and found[1] == "true" else []
+
+    def _dialled(self, url: str) -> str:
+        return _with_password(_for_redis_py(url), self.password)
 
     def embedded_directory(self) -> Path | None:
         """Return the directory of the embedded server's data; None for a throw-away one."""
@@ -205,6 +212,8 @@ class Settings:
                 value = mask(value)
             elif field.name == "urls":
                 value = tuple(mask(url) for url in value)
+            elif field.name == "password" and value is not None:
+                value = "***"
             shown.append(f"{field.name}={value!r}")
         return f"Settings({', '.join(shown)})"
 
@@ -281,6 +290,31 @@ def _check_path(settings: Settings, backend: str) -> None:
         raise ConfigurationError("path", why)
     if not isinstance(settings.path, (str, Path)) or not str(settings.path):
         raise ConfigurationError("path", "the name of a directory is wanted")
+
+
+def _check_password(settings: Settings) -> None:
+    password: object = settings.password
+    if password is None:
+        return
+    if not isinstance(password, str) or not password:
+        raise ConfigurationError("password", "a str that is not empty is wanted")
+    if not password.isprintable():
+        why = "it has a line break or the like in it: was it written to a file with its line?"
+        raise ConfigurationError("password", why)
+    if settings.backend != REDIS:
+        raise ConfigurationError("password", "an embedded server has none: which url is it for?")
+    for url in (settings.url or "", *settings.urls):
+        parts = urlsplit(url)
+        if parts.password is not None or "password" in dict(parse_qsl(parts.query)):
+            raise ConfigurationError("password", "the URL has one, too: leave one of them out")
+
+
+def _with_password(url: str, password: str | None) -> str:
+    if password is None:
+        return url
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
 
 
 def _for_redis_py(url: str) -> str:
@@ -418,6 +452,7 @@ _SETTINGS: Final = (
     _Setting("url", "storage.redis.url", "REDIS_URL"),
     _Setting("urls", "storage.redis.urls", URLS_VARIABLE, _parse_list),
     _Setting("path", "storage.embedded.path", "ASYNCSTORE_PATH"),
+    _Setting("password", "storage.redis.password", "ASYNCSTORE_PASSWORD"),
     _Setting("key_prefix", "storage.key_prefix", "ASYNCSTORE_KEY_PREFIX"),
     _Setting("max_event_bytes", "storage.max_event_bytes", "ASYNCSTORE_MAX_EVENT_BYTES", int),
     _Setting("max_append_events", "storage.max_append_events", "ASYNCSTORE_MAX_APPEND_EVENTS", int),
@@ -450,8 +485,10 @@ _CONFIG_VARIABLE: Final = "ASYNCSTORE_CONFIG"
 _PLACES: Final = ("url", "urls", "path")
 
 # Not settings: the variables of this project's tests, and those that Kubernetes sets in every
-# pod for a service that happens to be called "asyncstore".
-_NOT_SETTINGS = re.compile(r"ASYNCSTORE_(TEST_.*|SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
+# pod for a service whose name begins with "asyncstore".
+_NOT_SETTINGS = re.compile(
+    r"ASYNCSTORE_(TEST_.*|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_\d+_(TCP|UDP|SCTP)(_.*)?)?)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -536,9 +573,9 @@ def _build(sources: list[_Said]) -> Settings:
     for said in reversed(sources):
         overridden: set[str] = set()
         if not said.values.keys().isdisjoint(("url", "urls")):
-            overridden = {"url", "urls"}
+            overridden = {"url", "urls", "password"}  # nobody else's password goes there
         if "backend" not in said.values and not said.values.keys().isdisjoint(_PLACES):
-            overridden = {"backend", *_PLACES}
+            overridden = {"backend", "password", *_PLACES}
         merged = {name: value for name, value in merged.items() if name not in overridden}
         merged |= said.values
     try:
@@ -555,7 +592,7 @@ def _without_other_backend(values: Layer) -> Layer:
         dropped = ("path",)
     elif backend == EMBEDDED:
         is_embedded = isinstance(url, str) and url.startswith(f"{EMBEDDED}:")
-        dropped = ("urls",) if is_embedded else ("url", "urls")
+        dropped = ("urls", "password") if is_embedded else ("url", "urls", "password")
     return {name: value for name, value in values.items() if name not in dropped}
 
 

@@ -330,7 +330,7 @@ class TestEvents:
             )
 
     async def test_no_data_in_errors_and_reprs(self, closed_store: Store) -> None:
-        secret = "s3cret"  # noqa: S105
+        secret = "s3cret"
         event = Event("Login", {"password": secret}, metadata={"token": secret})
         assert secret not in repr(event)
         bad: list[Any] = [{"password": secret, "x": math.nan}, {"p": secret, "q": object()}]

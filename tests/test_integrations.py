@@ -117,7 +117,7 @@ async def test_bad_names_and_large_events(client: httpx.AsyncClient) -> None:
 # Errors
 
 
-SECRET = "s3cret"  # noqa: S105 - what must not be shown
+SECRET = "s3cret"
 ERRORS: list[tuple[errors.AsyncStoreError, int]] = [
     (errors.InvalidName("root", SECRET, "it is empty"), 422),
     (errors.InvalidValue("limit", "it is negative"), 422),

@@ -102,6 +102,9 @@ class TestSources:
             "ASYNCSTORE_SERVICE_PORT_HTTP": "80",
             "ASYNCSTORE_PORT": "tcp://10.0.0.1:80",
             "ASYNCSTORE_PORT_80_TCP_ADDR": "10.0.0.1",
+            "ASYNCSTORE_SERVICE_SERVICE_HOST": "10.0.0.1",
+            "ASYNCSTORE_SHOP_SERVICE_PORT": "80",
+            "ASYNCSTORE_SHOP_PORT_80_TCP": "tcp://10.0.0.1:80",
             "REDIS_URL": "",
         }
         assert Settings.from_env(environ) == Settings()
@@ -112,6 +115,7 @@ class TestSources:
             Settings(),
             Settings(url="rediss://u:p%40ss@h:1/2", key_prefix="a:", timeout=1.5),
             Settings(urls=["redis://a", "redis://b"], allow_eviction=True),
+            Settings(url="redis://u@h", password='p@s"s/ #%'),
             Settings(path=Path("/data"), max_event_bytes=5, max_in_flight=3),
             Settings(url="embedded:///data with space"),
             Settings(backend="redis", url="unix:///run/redis.sock", max_append_events=7),
@@ -188,6 +192,9 @@ class TestRefusals:
             ({"STORAGE_BACKEND": "redis"}, "REDIS_URL"),
             ({"REDIS_URL": "nonsense"}, "REDIS_URL"),
             ({"REDIS_URL": "redis://a", "ASYNCSTORE_URLS": "redis://b"}, "ASYNCSTORE_URLS"),
+            ({"REDIS_URL": "redis://:s3cret@h", "ASYNCSTORE_PASSWORD": "x"}, "ASYNCSTORE_PASSWORD"),
+            ({"ASYNCSTORE_PASSWORD": "x"}, "ASYNCSTORE_PASSWORD"),
+            ({"REDIS_URL": "redis://h", "ASYNCSTORE_PASSWORD": "x\n"}, "ASYNCSTORE_PASSWORD"),
         ],
     )
     def test_the_environment(self, environ: dict[str, str], key: str) -> None:
@@ -217,6 +224,11 @@ class TestRefusals:
             ({"backend": "embedded", "url": "redis://h"}, "backend"),
             ({"backend": "redis", "url": "redis://h", "path": "/p"}, "path"),
             ({"max_append_bytes": 0}, "max_append_bytes"),
+            ({"url": "redis://h", "password": ""}, "password"),
+            ({"url": "redis://h", "password": b"x"}, "password"),
+            ({"url": "redis://h?password=x", "password": "x"}, "password"),
+            ({"urls": ["redis://a", "redis://u:x@b"], "password": "x"}, "password"),
+            ({"url": "embedded://", "password": "x"}, "password"),
         ],
     )
     def test_arguments(self, options: dict[str, Any], key: str) -> None:
@@ -268,6 +280,31 @@ class TestRefusals:
 
 
 class TestPasswords:
+    def test_apart_from_the_url(self) -> None:
+        secret = "p@ss:/w#rd?%2F+="
+        quoted = "p%40ss%3A%2Fw%23rd%3F%252F%2B%3D"
+        for url, dialled in (
+            ("redis://h:1/2", f"redis://:{quoted}@h:1/2"),
+            ("valkeys://u%40x@h?protocol=3", f"rediss://u%40x:{quoted}@h?protocol=3"),
+            ("unix:///run/a@b.sock", f"unix://:{quoted}@/run/a@b.sock"),
+        ):
+            settings = Settings(url=url, password=secret)
+            assert settings.server_url() == dialled
+            assert secret not in f"{settings} {settings.where()} {asyncstore.open(settings)!r}"
+        both = Settings(urls=["redis://a", "redis://u@b:1"], password="x")
+        assert both.seeds() == ["redis://:x@a", "redis://u:x@b:1"]
+        assert Settings(url="redis://a?cluster=true", password="x").seeds() == ["redis://:x@a"]
+
+    def test_goes_only_where_its_own_source_or_one_after_it_says(self) -> None:
+        write('[storage.redis]\nurl = "redis://file"\npassword = "of-file"')
+        of_environment = {"ASYNCSTORE_PASSWORD": "of-environment"}
+        assert Settings.resolve({}, {}).password == "of-file"
+        assert Settings.resolve({}, of_environment).password == "of-environment"
+        assert Settings.resolve({}, {"REDIS_URL": "redis://h"}).password is None
+        assert Settings.resolve({"url": "redis://h"}, of_environment).password is None
+        assert Settings.resolve({"backend": "redis", "url": "redis://h"}, {}).password is None
+        assert Settings.resolve({"backend": "embedded"}, of_environment).password is None
+
     @pytest.mark.parametrize(
         ("url", "shown"),
         [

@@ -767,7 +767,7 @@ class TestOddServers:
             await reader.read(10)
             writer.write(reply)
 
-        async with serving(answer, password=":s3cret@") as url:  # noqa: S106
+        async with serving(answer, password=":s3cret@") as url:
             with anyio.fail_after(10), pytest.raises(StoreUnavailable) as caught:
                 async with asyncstore.open(url):
                     pass
