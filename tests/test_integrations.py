@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,12 +17,12 @@ import httpx
 import pytest
 
 import asyncstore
-from asyncstore import ANY, NEW, Aggregate, Durability, Event, errors
+from asyncstore import ANY, NEW, Aggregate, Durability, Event, embedded, errors
 from asyncstore.integrations import http
 from asyncstore.integrations.http import LiveEvents, expected_of, key_of, problem_of
 from tests.builders import numbered
 from tests.polling import eventually
-from tests.servers import Server
+from tests.servers import Server, redis_server
 from tests.web import APPS, App, Sent, Served, events_of, first
 
 ORDER = Aggregate("notes", "1")
@@ -231,6 +232,61 @@ async def test_a_check_that_takes_long_is_not_waited_for() -> None:
     assert store.asked == 1, "the one under way goes on"
     store.gate.set()
     assert (await health.ready(store)).is_ready
+
+
+# The store of an application
+
+
+async def test_a_store_that_is_away_at_the_start(
+    app: App, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_RETRY", 0.01)
+    with redis_server(str(embedded.find_binary())) as server:
+        server.stop()
+        async with (
+            app(server.url, prefix, start_without_store=True) as served,
+            httpx.AsyncClient(base_url=served.url, timeout=20) as client,
+        ):
+
+            async def is_ready() -> bool:
+                return (await client.get("/health/ready")).status_code == 200
+
+            assert (await client.get("/health/live")).status_code == 200
+            assert not await is_ready()
+            for refused in (
+                await client.post("/notes/1", content="a"),
+                await client.get("/live/1"),
+            ):
+                assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+                assert refused.json()["type"] == "urn:asyncstore:problem:store-unavailable"
+            server.start()
+            await eventually(is_ready, "the store was found")
+            assert (await client.post("/notes/1", content="a")).status_code == 200
+
+
+@pytest.mark.parametrize("start_without_store", [False, True])
+async def test_what_is_wrong_with_a_store_is_said_at_the_start(start_without_store: bool) -> None:
+    away = partial(asyncstore.open, "unix:///nowhere", timeout=0.1)
+    if not start_without_store:
+        with pytest.raises(errors.StoreUnavailable):
+            async with http.held_store(away, start_without_store=start_without_store):
+                pass
+    with redis_server(str(embedded.find_binary()), "--maxmemory-policy", "allkeys-lru") as server:
+        unsafe = partial(asyncstore.open, server.url)
+        with pytest.raises(errors.UnsafeServer):
+            async with http.held_store(unsafe, start_without_store=start_without_store):
+                pass
+
+
+async def test_waiting_for_a_store_ends_with_the_application() -> None:
+    away = partial(asyncstore.open, "unix:///nowhere", timeout=0.1)
+    before = asyncio.all_tasks()
+    async with http.held_store(away, start_without_store=True) as held:
+        with pytest.raises(errors.StoreUnavailable):
+            held.get()
+    assert asyncio.all_tasks() == before
+    with pytest.raises(errors.StoreClosed):
+        held.get()
 
 
 # Live events

@@ -18,6 +18,7 @@ import asyncstore
 from asyncstore import Aggregate, Event
 from asyncstore.integrations import aiohttp as on_aiohttp
 from asyncstore.integrations import fastapi as on_fastapi
+from asyncstore.settings import Options
 from tests.polling import eventually
 
 Fail = Callable[[], Exception]
@@ -26,10 +27,15 @@ Fail = Callable[[], Exception]
 
 @dataclass(frozen=True)
 class Served:
-    """A running application, and the store that it has."""
+    """A running application, and the store that it had at its start."""
 
     url: str
-    store: asyncstore.Store
+    at_start: asyncstore.Store | None
+
+    @property
+    def store(self) -> asyncstore.Store:
+        assert self.at_start is not None
+        return self.at_start
 
     @property
     def listeners(self) -> int:
@@ -41,16 +47,22 @@ async def append(store: asyncstore.Store, root: str, text: str, **options: Any) 
     return {"first": done.first_sequence, "duplicate": done.duplicate}
 
 
+def options_of(prefix: str) -> Options:
+    return {"key_prefix": prefix, "max_event_bytes": 1000, "timeout": 2}
+
+
 def never() -> Exception:
     return AssertionError("nobody said what to raise")
 
 
 @asynccontextmanager
 async def fastapi_app(
-    url: str, prefix: str, fail: Fail = never, **stream: float
+    url: str, prefix: str, fail: Fail = never, start_without_store: bool = False, **stream: float
 ) -> AsyncIterator[Served]:
     app = fastapi.FastAPI(
-        lifespan=on_fastapi.lifespan(url, key_prefix=prefix, max_event_bytes=1000, timeout=2)
+        lifespan=on_fastapi.lifespan(
+            url, start_without_store=start_without_store, **options_of(prefix)
+        )
     )
     on_fastapi.install_error_handlers(app)
     app.include_router(on_fastapi.health_router(max_age=0))
@@ -85,7 +97,7 @@ async def fastapi_app(
         await eventually(lambda: server.started or serving.done(), "uvicorn has started")
         try:
             host, port = listening.getsockname()
-            yield Served(f"http://{host}:{port}", app.state.asyncstore)
+            yield Served(f"http://{host}:{port}", app.state.asyncstore.store)
         finally:
             server.should_exit = True
             await serving
@@ -93,17 +105,17 @@ async def fastapi_app(
 
 @asynccontextmanager
 async def aiohttp_app(
-    url: str, prefix: str, fail: Fail = never, **stream: float
+    url: str, prefix: str, fail: Fail = never, start_without_store: bool = False, **stream: float
 ) -> AsyncIterator[Served]:
     app = web.Application()
-    on_aiohttp.setup(app, url, key_prefix=prefix, max_event_bytes=1000, timeout=2)
+    on_aiohttp.setup(app, url, start_without_store=start_without_store, **options_of(prefix))
     app.add_routes(on_aiohttp.health_routes(max_age=0))
 
     async def note(request: web.Request) -> web.Response:
         text = await request.text()
         expected = on_aiohttp.expected_of(request)
         key = on_aiohttp.idempotency_key_of(request)
-        store, root = request.app[on_aiohttp.STORE], request.match_info["root"]
+        store, root = on_aiohttp.store_of(request), request.match_info["root"]
         found = await append(store, root, text, expected=expected, idempotency_key=key)
         return web.json_response(found)
 
@@ -123,7 +135,7 @@ async def aiohttp_app(
         with socket.create_server(("127.0.0.1", 0)) as listening:
             await web.SockSite(runner, listening).start()
             host, port = listening.getsockname()
-            yield Served(f"http://{host}:{port}", app[on_aiohttp.STORE])
+            yield Served(f"http://{host}:{port}", app.get(on_aiohttp.STORE))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(runner.cleanup(), 10)
     finally:

@@ -6,7 +6,7 @@ app.add_routes(health_routes())
 
 async def note(request):
     place = Aggregate("orders", request.match_info["order"])
-    await request.app[STORE].events.append(
+    await store_of(request).events.append(
         place, [Event("Noted", await request.text())], expected=expected_of(request), ...
     )
     return web.Response(status=201)
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final, Unpack
 
 from aiohttp import web
@@ -58,8 +59,9 @@ __all__ = [  # noqa: RUF022 - grouped by topic
 ]
 
 STORE: Final = web.AppKey("asyncstore", asyncstore.Store)
-"""Where an application has its store: `request.app[STORE]`."""
+"""Where an application has its store, if it was there at the start: `request.app[STORE]`."""
 
+_HELD: Final = web.AppKey("asyncstore_held", http.HeldStore)
 _STREAMS: Final = web.AppKey("asyncstore_streams", set[asyncio.Timeout])
 
 
@@ -68,6 +70,7 @@ def setup(
     where: str | asyncstore.Settings | None = None,
     *,
     own_errors: bool = False,
+    start_without_store: bool = False,
     **options: Unpack[Options],
 ) -> None:
     """Give an application a store: `lifespan`, `install_error_handlers`, and a quick shutdown.
@@ -75,20 +78,30 @@ def setup(
     The other arguments are those of `asyncstore.open`. When the application begins to shut down,
     streams of live events end, so that it need not wait for them.
     """
-    app.cleanup_ctx.append(lifespan(where, **options))
+    app.cleanup_ctx.append(lifespan(where, start_without_store=start_without_store, **options))
     install_error_handlers(app, own=own_errors)
     app[_STREAMS] = set()
     app.on_shutdown.append(_end_streams)
 
 
 def lifespan(
-    where: str | asyncstore.Settings | None = None, **options: Unpack[Options]
+    where: str | asyncstore.Settings | None = None,
+    *,
+    start_without_store: bool = False,
+    **options: Unpack[Options],
 ) -> Callable[[web.Application], AsyncIterator[None]]:
-    """Return what opens a store with the application, and closes it: for `app.cleanup_ctx`."""
+    """Return what opens a store with the application, and closes it: for `app.cleanup_ctx`.
+
+    With `start_without_store` the application also starts while the server is away: until it is
+    there, `ready` and whoever asks for `store_of` are answered with 503.
+    """
 
     async def opened(app: web.Application) -> AsyncIterator[None]:
-        async with asyncstore.open(where, **options) as store:
-            app[STORE] = store
+        make = partial(asyncstore.open, where, **options)
+        async with http.held_store(make, start_without_store=start_without_store) as held:
+            app[_HELD] = held
+            if held.store is not None:
+                app[STORE] = held.store
             yield
 
     return opened
@@ -96,10 +109,10 @@ def lifespan(
 
 def store_of(request: web.Request) -> asyncstore.Store:
     """Return the store of the application, also in one that was added to it."""
-    store = request.config_dict.get(STORE)
-    if store is None:
+    held = request.config_dict.get(_HELD)
+    if held is None:
         raise StoreClosed("the application has no store: app.cleanup_ctx.append(lifespan(…))")
-    return store
+    return held.get()
 
 
 # Requests
@@ -173,7 +186,8 @@ def health_routes(
         return web.json_response({"status": "alive"})
 
     async def ready(request: web.Request) -> web.Response:
-        found = await health.ready(request.config_dict.get(STORE))
+        held = request.config_dict.get(_HELD)
+        found = await health.ready(held.store if held else None)
         return web.json_response(found.fields(), status=found.status)
 
     return [web.get(f"{path}/live", live), web.get(f"{path}/ready", ready)]

@@ -19,6 +19,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Final, TypeAlias, Unpack
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
@@ -64,33 +65,39 @@ __all__ = [  # noqa: RUF022 - grouped by topic
 
 
 def lifespan(
-    where: str | asyncstore.Settings | None = None, **options: Unpack[Options]
+    where: str | asyncstore.Settings | None = None,
+    *,
+    start_without_store: bool = False,
+    **options: Unpack[Options],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return a lifespan that opens a store with the application, and closes it with it.
 
-    The arguments are those of `asyncstore.open`. In a lifespan of your own:
-    `async with lifespan(…)(app): …`. Each worker process has a store of its own.
+    The other arguments are those of `asyncstore.open`. In a lifespan of your own:
+    `async with lifespan(…)(app): …`. Each worker process has a store of its own. With
+    `start_without_store` the application also starts while the server is away: until it is there,
+    `ready` and whoever wants the store are answered with 503.
     """
 
     @asynccontextmanager
     async def opened(app: FastAPI) -> AsyncIterator[None]:
-        async with asyncstore.open(where, **options) as store:
-            app.state.asyncstore = store
-            try:
-                yield
-            finally:
-                del app.state.asyncstore
+        make = partial(asyncstore.open, where, **options)
+        async with http.held_store(make, start_without_store=start_without_store) as held:
+            app.state.asyncstore = held
+            yield
 
     return opened
 
 
 async def store_of(request: Request) -> asyncstore.Store:
     """Return the store of the application: the dependency behind `Store`."""
-    store: asyncstore.Store | None = getattr(request.app.state, "asyncstore", None)
-    if store is None:
-        why = "the application has no open store: FastAPI(lifespan=lifespan(…)) opens one"
-        raise StoreClosed(why)
-    return store
+    held = _held(request)
+    if held is None:
+        raise StoreClosed("the application has no store: FastAPI(lifespan=lifespan(…)) opens one")
+    return held.get()
+
+
+def _held(request: Request) -> http.HeldStore | None:
+    return getattr(request.app.state, "asyncstore", None)
 
 
 Store: TypeAlias = Annotated[asyncstore.Store, Depends(store_of)]
@@ -298,7 +305,8 @@ def health_router(
     @router.get("/ready", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready(request: Request) -> Response:
         """Whether the store answers, and what is not good about it."""
-        found = await health.ready(getattr(request.app.state, "asyncstore", None))
+        held = _held(request)
+        found = await health.ready(held.store if held else None)
         return JSONResponse(found.fields(), found.status)
 
     return router

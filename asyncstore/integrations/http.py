@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import logging
 import re
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -25,7 +26,7 @@ from asyncstore.sharing import Shared
 from asyncstore.values import ANY, NEW, check_aggregate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from types import TracebackType
 
     from asyncstore.checks import Report
@@ -34,6 +35,67 @@ if TYPE_CHECKING:
     from asyncstore.values import Aggregate, Expected
 
 _log = logging.getLogger(__name__)
+_RETRY: Final = 1.0  # seconds until a store that was away is tried again, and a client comes back
+
+# The store of an application
+
+
+@dataclass
+class HeldStore:
+    """The store of an application, or why there is none; made by `held_store`."""
+
+    store: Store | None
+    why: errors.AsyncStoreError | None = None
+
+    def get(self) -> Store:
+        """Return the store, or raise why there is none."""
+        if self.store is None:
+            # A copy: one error can't be raised in many requests.
+            raise copy.copy(self.why) or errors.StoreClosed("the application stops")
+        return self.store
+
+    async def hold(self, make: Callable[[], Store]) -> None:
+        """Open a store as soon as that can be done, and hold it until cancelled."""
+        while True:
+            await asyncio.sleep(_RETRY)
+            try:
+                async with make() as self.store:
+                    _log.info("the store is there now")
+                    await asyncio.Event().wait()
+            except errors.AsyncStoreError as error:
+                self.why = error
+                _log.warning("still without the store: %s", error)
+
+
+@asynccontextmanager
+async def held_store(
+    make: Callable[[], Store], *, start_without_store: bool
+) -> AsyncIterator[HeldStore]:
+    """Open a store while the application runs.
+
+    With `start_without_store` one whose server is away is tried again until it is there. Anything
+    else that is wrong is raised all the same.
+    """
+    async with AsyncExitStack() as stack:
+        held = HeldStore(None)
+        try:
+            held.store = await stack.enter_async_context(make())
+        except (errors.StoreUnavailable, errors.DurabilityUnavailable) as error:
+            if not start_without_store:
+                raise
+            held.why = error
+            _log.warning("starting without the store: %s", error)
+            stack.push_async_callback(_end, asyncio.create_task(held.hold(make)))
+        try:
+            yield held
+        finally:
+            held.store = held.why = None
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
 
 # Errors
 
@@ -351,7 +413,6 @@ STREAM_HEADERS: Final[Mapping[str, str]] = {
 }
 LAST_EVENT_ID_PATTERN: Final = r"^([0-9]{1,16})(?:-([0-9a-f]{32}))?$"
 _LAST_EVENT_ID: Final = re.compile(LAST_EVENT_ID_PATTERN)
-_RETRY: Final = 1.0  # seconds until a store that could not be read is asked again, and a client
 
 
 @dataclass(frozen=True, slots=True)

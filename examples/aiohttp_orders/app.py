@@ -18,7 +18,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from asyncstore import ANY, MAIN, Aggregate, Appended, Event, Expected
 from asyncstore.integrations.aiohttp import (
-    STORE,
     etag,
     event_stream,
     events_json,
@@ -27,6 +26,7 @@ from asyncstore.integrations.aiohttp import (
     idempotency_key_of,
     problem_response,
     setup,
+    store_of,
 )
 from examples import orders
 
@@ -91,7 +91,7 @@ async def change(
 ) -> web.Response:
     """Carry out what has been decided on the order that the path names."""
     key = idempotency_key_of(request)
-    store = request.app[STORE]
+    store = store_of(request)
     return done(await orders.carry_out(store, order_of(request), decide, expected, key), status)
 
 
@@ -127,7 +127,7 @@ async def cancel_order(request: web.Request) -> web.Response:
 @routes.post("/orders/{order_id}/notes")
 async def add_note(request: web.Request) -> web.Response:
     note = Event("NoteAdded", {"text": (await body_of(request, orders.Note)).text})
-    appended = await request.app[STORE].events.append(
+    appended = await store_of(request).events.append(
         order_of(request), [note], expected=ANY, idempotency_key=idempotency_key_of(request)
     )
     return done(appended, 201)
@@ -139,13 +139,13 @@ async def add_note(request: web.Request) -> web.Response:
 @routes.get("/orders")
 async def list_orders(request: web.Request) -> web.Response:
     limit = in_query(request, "limit", LIMIT, 100)
-    return web.json_response(await orders.order_ids(request.app[STORE], limit))
+    return web.json_response(await orders.order_ids(store_of(request), limit))
 
 
 @routes.get("/orders/{order_id}")
 async def read_order(request: web.Request) -> web.Response:
     until = in_query(request, "until", MOMENT, None)
-    order = await orders.order_at(request.app[STORE], order_of(request), until)
+    order = await orders.order_at(store_of(request), order_of(request), until)
     body = orders.OrderView.model_validate(order, from_attributes=True).model_dump_json()
     headers = {"ETag": etag(order.sequence)}
     return web.Response(text=body, headers=headers, content_type="application/json")
@@ -153,7 +153,7 @@ async def read_order(request: web.Request) -> web.Response:
 
 @routes.get("/orders/{order_id}/events")
 async def read_events(request: web.Request) -> web.Response:
-    found = await request.app[STORE].events.read(
+    found = await store_of(request).events.read(
         order_of(request),
         start=in_query(request, "start", SEQUENCE, 0),
         limit=in_query(request, "limit", LIMIT, 100),
@@ -173,13 +173,13 @@ async def live_events(request: web.Request) -> web.StreamResponse:
 @routes.put("/orders/{order_id}/editions/{edition}")
 async def branch(request: web.Request) -> web.Response:
     at = (await body_of(request, orders.Branch)).at
-    await request.app[STORE].events.branch(branch_of(request), at=at)
+    await store_of(request).events.branch(branch_of(request), at=at)
     return web.json_response(None, status=201)
 
 
 @routes.delete("/orders/{order_id}/editions/{edition}")
 async def drop_branch(request: web.Request) -> web.Response:
-    await request.app[STORE].events.delete(branch_of(request))
+    await store_of(request).events.delete(branch_of(request))
     return web.Response(status=204)
 
 
@@ -190,7 +190,7 @@ async def openapi(request: web.Request) -> web.Response:
 
 def make_app() -> web.Application:
     app = web.Application()
-    setup(app, own_errors=True)
+    setup(app, own_errors=True, start_without_store=True)
     app.middlewares.append(refusals)
     app.add_routes(health_routes())
     app.add_routes(routes)

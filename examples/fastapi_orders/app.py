@@ -32,7 +32,7 @@ from examples.orders import Done, Edition, Limit, Moment, OrderId, Sequence
 
 app = FastAPI(
     title="Orders",
-    lifespan=integration.lifespan(),
+    lifespan=integration.lifespan(start_without_store=True),
     responses=problem_responses(400, 422, 500, 503, 504),
 )
 integration.install_error_handlers(app, own=True)
