@@ -49,7 +49,7 @@ host, url and urls. No message shows a value, as a password may be in it by mist
 {{- if or (contains "@" $url) (contains "password" (lower $url)) -}}
 {{- fail "redis.url, redis.urls: user and password don't go there: name the Secret that has the password in redis.credentials.secretName, and the user in redis.credentials.username" -}}
 {{- end -}}
-{{- if not (regexMatch "^(redis|valkey)s?://[^/,\\s]+(/[0-9]*)?(\\?[^,\\s]*)?$" $url) -}}
+{{- if not (regexMatch "^(redis|valkey)s?://[^/,$\\s]+(/[0-9]*)?(\\?[^,$\\s]*)?$" $url) -}}
 {{- fail "redis.url, redis.urls: a URL such as redis://host:6379 or rediss://host:6379/2 is wanted" -}}
 {{- end -}}
 {{- if and (index . 1) (not (regexMatch "^(redis|valkey)s://" $url)) -}}
