@@ -33,7 +33,7 @@ CHART = HELM / "asyncstore-service"
 PASSWORD = "p@ss:/w%2Frd +=$(REDIS_URL)"  # what a URL, a shell and Kubernetes would stumble over
 
 # As in the documentation that the names of the values come from.
-SEED = {
+SEED: dict[str, Any] = {
     "storage": {"backend": "redis"},
     "redis": {
         "enabled": True,
