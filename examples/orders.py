@@ -196,6 +196,10 @@ def pay(command: Pay) -> Decide:
     return decide
 
 
+def note(command: Note) -> Decide:
+    return lambda order: [Event("NoteAdded", {"text": command.text})]
+
+
 def cancel(order: Order) -> list[Event]:
     _must_be(order, Status.PLACED)
     return [Event("OrderCancelled", {})]
@@ -222,9 +226,39 @@ async def carry_out(
     Without it, the decision is made again as often as others are faster.
     """
     if expected is ANY:
-        return await store.update(order, decide, apply, Order(), idempotency_key=key)
-    events = decide(fold(await store.events.read(order, stop=expected)))
-    return await store.events.append(order, events, expected=expected, idempotency_key=key)
+        done = await store.update(order, decide, apply, Order(), idempotency_key=key)
+    else:
+        events = decide(fold(await store.events.read(order, stop=expected)))
+        done = await store.events.append(order, events, expected=expected, idempotency_key=key)
+    return await _checked(store, order, decide, done)
+
+
+async def add_note(
+    store: Store, order: Aggregate, command: Note, expected: Expected, key: str | None
+) -> Appended:
+    """Append a note. No state is asked for, so this is one round trip to the store."""
+    decide = note(command)
+    events = decide(Order())
+    done = await store.events.append(order, events, expected=expected, idempotency_key=key)
+    return await _checked(store, order, decide, done)
+
+
+async def _checked(store: Store, order: Aggregate, decide: Decide, done: Appended) -> Appended:
+    """Refuse another request under a key that was used: it would have brought other events."""
+    if done.duplicate:
+        events = await store.events.read(order, stop=done.last_sequence + 1)
+        first = done.first_sequence
+        if not _brings(decide, fold(events[:first]), events[first:]):
+            raise Refused("this Idempotency-Key was used for another request to this order")
+    return done
+
+
+def _brings(decide: Decide, order: Order, events: list[RecordedEvent]) -> bool:
+    try:
+        meant = decide(order)
+    except Refused:
+        return False
+    return [(e.type, e.data) for e in meant] == [(e.type, e.data) for e in events]
 
 
 async def order_at(store: Store, order: Aggregate, until: datetime | None) -> Order:

@@ -99,6 +99,27 @@ async def test_headers_that_are_none(client: httpx.AsyncClient, header: str, val
     assert answer.json()["argument"] == header
 
 
+@pytest.mark.parametrize(
+    ("header", "values"),
+    [
+        ("If-Match", ['"0"', '"9"']),
+        ("If-Match", ['"9"', '"0"']),
+        ("If-Match", ['"0"', "*"]),
+        ("If-None-Match", ["*", '"0"']),
+        ("Idempotency-Key", ["a", "b"]),
+    ],
+)
+async def test_none_of_several_headers_is_passed_over(
+    client: httpx.AsyncClient, store: asyncstore.Store, header: str, values: list[str]
+) -> None:
+    headers = [(header, value) for value in values]
+    answer = await client.post("/notes/1", content="a", headers=headers)
+    assert (answer.status_code, answer.json()["argument"]) == (422, header)
+    both = await client.get("/live/1", headers=[("Last-Event-ID", "1"), ("Last-Event-ID", "2")])
+    assert (both.status_code, both.json()["argument"]) == (422, "Last-Event-ID")
+    assert await store.events.read(ORDER) == []
+
+
 async def test_headers_that_contradict_one_another() -> None:
     with pytest.raises(asyncstore.InvalidValue, match="not both"):
         expected_of('"3"', "*")
@@ -340,6 +361,37 @@ async def test_what_a_stream_refuses_before_it_begins(
     await served.store.__aexit__(None, None, None)
     closed = await client.get("/live/1")
     assert (closed.status_code, closed.headers["Retry-After"]) == (503, "1")
+
+
+async def test_the_head_of_a_stream_has_an_end(
+    served: Served, client: httpx.AsyncClient, store: asyncstore.Store
+) -> None:
+    await store.events.append(ORDER, numbered(3), expected=NEW)
+    place = urlsplit(served.url)
+    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    writer.write(b"HEAD /live/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(20):
+        head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert b"text/event-stream" in head
+    assert (head.split()[1], rest) == (b"200", b"")
+
+
+async def test_clients_that_hang_up_at_any_moment(served: Served) -> None:
+    place = urlsplit(served.url)
+    alone = asyncio.all_tasks()
+
+    async def hang_up(turns: int) -> None:
+        _, writer = await asyncio.open_connection(place.hostname, place.port)
+        writer.write(b"GET /live/1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        await writer.drain()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        writer.transport.abort()
+
+    await asyncio.gather(*(hang_up(turns) for turns in range(60)))
+    await eventually(lambda: served.listeners == 0, "nobody listens for clients that are gone")
+    await eventually(lambda: asyncio.all_tasks() <= alone, "nothing is left running")
 
 
 async def test_heartbeats(client: httpx.AsyncClient) -> None:

@@ -160,6 +160,62 @@ async def test_what_if(clients: list[httpx.AsyncClient], path: str) -> None:
     assert (await one.get(path, params=on)).json()["status"] == "paid"
 
 
+async def test_a_key_stands_for_one_request(clients: list[httpx.AsyncClient], path: str) -> None:
+    one, two = clients
+    key = {"Idempotency-Key": "k"}
+    for client in clients:
+        for _ in range(2):
+            placed = await client.put(path, json={"customer": "ada", "items": [ITEM]}, headers=key)
+            assert placed.status_code == 201
+    for other in (
+        await one.put(path, json={"customer": "bob", "items": [ITEM]}, headers=key),
+        await one.put(path, json={"customer": "ada"}, headers=key),
+        await two.post(f"{path}/items", json=ITEM, headers=key),
+        await two.post(f"{path}/payment", json={"cents": 10}, headers=key),
+        await one.post(f"{path}/notes", json={"text": "ring"}, headers=key),
+    ):
+        assert (other.status_code, "this Idempotency-Key" in other.text) == (409, True)
+    assert len((await one.get(f"{path}/events")).json()) == 2
+    noted = [
+        await one.post(f"{path}/notes", json={"text": t}, headers={"Idempotency-Key": "n"})
+        for t in "aab"
+    ]
+    assert [answer.status_code for answer in noted] == [201, 201, 409]
+
+
+async def test_each_change_heeds_what_it_expects(
+    clients: list[httpx.AsyncClient], path: str
+) -> None:
+    one, two = clients
+    body = {"customer": "ada"}
+    assert (await one.put(path, json=body, headers={"If-Match": '"3"'})).status_code == 409
+    assert (await one.put(path, json=body, headers={"If-None-Match": "*"})).status_code == 201
+    for header in ({"If-Match": '"7"'}, {"If-Match": '"0"'}, {"If-None-Match": "*"}):
+        for change, sent in (
+            ("items", ITEM),
+            ("notes", {"text": "ring"}),
+            ("payment", {"cents": 0}),
+        ):
+            answer = await two.post(f"{path}/{change}", json=sent, headers=header)
+            assert answer.status_code == 409, (change, header)
+    noted = await two.post(f"{path}/notes", json={"text": "ring"}, headers={"If-Match": '"1"'})
+    assert noted.status_code == 201
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_body_is_bounded(
+    clients: list[httpx.AsyncClient], path: str, is_chunked: bool
+) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(32):
+            yield b"x" * 2**16
+
+    content = chunks() if is_chunked else b"x" * 2**21
+    headers = {"Content-Type": "application/json"}
+    answer = await clients[0].post(f"{path}/notes", content=content, headers=headers)
+    assert answer.status_code == 413
+
+
 async def test_many_at_once(clients: list[httpx.AsyncClient], path: str) -> None:
     """Each request is sent to both workers under one key, and all without an ETag."""
     await clients[0].put(path, json={"customer": "ada"})

@@ -78,7 +78,7 @@ async def fastapi_app(
         text = (await request.body()).decode()
         return await append(store, root, text, expected=expected, idempotency_key=key)
 
-    @app.get("/live/{root}")
+    @app.api_route("/live/{root}", methods=["GET", "HEAD"])
     async def live(
         root: str, store: on_fastapi.Store, last: on_fastapi.LastEventId
     ) -> fastapi.Response:

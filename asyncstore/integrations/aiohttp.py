@@ -22,7 +22,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final, Unpack
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 import asyncstore
 from asyncstore.errors import AsyncStoreError, StoreClosed
@@ -120,13 +120,16 @@ def store_of(request: web.Request) -> asyncstore.Store:
 
 def expected_of(request: web.Request) -> asyncstore.Expected:
     """Return the expected sequence that If-Match or If-None-Match names: `http.expected_of`."""
-    headers = request.headers
-    return http.expected_of(headers.get("If-Match"), headers.get("If-None-Match"))
+    return http.expected_of(_header(request, "If-Match"), _header(request, "If-None-Match"))
 
 
 def idempotency_key_of(request: web.Request) -> str | None:
     """Return the key that the header Idempotency-Key names."""
-    return http.key_of(request.headers.get("Idempotency-Key"))
+    return http.key_of(_header(request, "Idempotency-Key"))
+
+
+def _header(request: web.Request, name: str) -> str | None:
+    return http.header_of(request.headers.getall(name, []))
 
 
 # Errors
@@ -135,23 +138,34 @@ def idempotency_key_of(request: web.Request) -> str | None:
 def install_error_handlers(app: web.Application, *, own: bool = False) -> None:
     """Let errors of the store become problems; `http.problem_of` says which.
 
-    With `own` aiohttp's errors become problems, too: unknown paths, and what raises HTTPException.
+    With `own` aiohttp's errors become problems, too: unknown paths, what raises HTTPException, and
+    mistakes of the application, which are logged.
     """
 
     @web.middleware
     async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except AsyncStoreError as error:
-            return _response(http.problem_of(error))
-        except web.HTTPException as error:
-            if not own or error.status < 400:
+        except Exception as error:
+            problem = _problem_of(error, own=own)
+            if problem is None or request.writer.output_size:  # an answer is on its way
                 raise
-            allow = error.headers.get("Allow")
-            headers = {} if allow is None else {"Allow": allow}
-            return _response(http.problem_of_status(error.status, headers=headers))
+            return _response(problem)
 
     app.middlewares.append(problems)
+
+
+def _problem_of(error: Exception, *, own: bool) -> http.Problem | None:
+    if isinstance(error, AsyncStoreError):
+        return http.problem_of(error)
+    if not own:
+        return None
+    if not isinstance(error, web.HTTPException):
+        _log.error("a request failed", exc_info=error)
+        return http.problem_of_status(500)
+    allow = error.headers.get("Allow")
+    headers = {} if allow is None else {"Allow": allow}
+    return http.problem_of_status(error.status, headers=headers) if error.status >= 400 else None
 
 
 def problem_response(status: int, detail: str) -> web.Response:
@@ -209,9 +223,11 @@ async def event_stream(
     `send_timeout` seconds is hung up on, and may come back.
     """
     check_seconds("send_timeout", send_timeout, least=0.01)
-    last_event_id = request.headers.get("Last-Event-ID")
+    last_event_id = _header(request, "Last-Event-ID")
     response = web.StreamResponse(headers=http.STREAM_HEADERS)
     response.content_type = http.EVENT_STREAM
+    if request.method == hdrs.METH_HEAD:  # as the route of a GET takes it, too
+        return response
     streams = request.config_dict.get(_STREAMS, set())
     until_shutdown = asyncio.timeout(None)
     try:

@@ -107,7 +107,8 @@ Store: TypeAlias = Annotated[asyncstore.Store, Depends(store_of)]
 # Requests
 
 
-# What OpenAPI says of a header is checked where the header is understood, not by FastAPI.
+# What OpenAPI says of a header is checked where the header is understood, not by FastAPI, which
+# also passes over all but one where a header comes several times.
 
 _IfMatch: TypeAlias = Annotated[
     str | SkipJsonSchema[None],
@@ -127,17 +128,22 @@ _IfNoneMatch: TypeAlias = Annotated[
 ]
 
 
-async def _if_match(if_match: _IfMatch = None) -> asyncstore.Expected:
-    return http.expected_of(if_match)
+def _header(request: Request, name: str) -> str | None:
+    return http.header_of(request.headers.getlist(name))
+
+
+async def _if_match(request: Request, if_match: _IfMatch = None) -> asyncstore.Expected:
+    return http.expected_of(_header(request, "If-Match"), _header(request, "If-None-Match"))
 
 
 async def _expected(
-    if_match: _IfMatch = None, if_none_match: _IfNoneMatch = None
+    request: Request, if_match: _IfMatch = None, if_none_match: _IfNoneMatch = None
 ) -> asyncstore.Expected:
-    return http.expected_of(if_match, if_none_match)
+    return await _if_match(request)
 
 
 async def _idempotency_key(
+    request: Request,
     idempotency_key: Annotated[
         str | SkipJsonSchema[None],
         Header(
@@ -146,10 +152,11 @@ async def _idempotency_key(
         ),
     ] = None,
 ) -> str | None:
-    return http.key_of(idempotency_key)
+    return http.key_of(_header(request, "Idempotency-Key"))
 
 
 async def _last_event_id(
+    request: Request,
     last_event_id: Annotated[
         str | SkipJsonSchema[None],
         Header(
@@ -158,14 +165,14 @@ async def _last_event_id(
         ),
     ] = None,
 ) -> str | None:
-    return last_event_id
+    return _header(request, "Last-Event-ID")
 
 
 Expected: TypeAlias = Annotated[asyncstore.Expected, Depends(_expected)]
 """The expected sequence that If-Match or If-None-Match names: see `http.expected_of`."""
 
 IfMatch: TypeAlias = Annotated[asyncstore.Expected, Depends(_if_match)]
-"""The same for what there is already: If-Match alone."""
+"""The same for what there is already: OpenAPI speaks of If-Match only."""
 
 IdempotencyKey: TypeAlias = Annotated[str | None, Depends(_idempotency_key)]
 """The key that the header Idempotency-Key names."""
@@ -192,14 +199,20 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what `responses=` of a route or an application says of problems."""
     schema = {"$ref": "#/components/schemas/Problem"}
     content = {http.PROBLEM_JSON: {"schema": schema}}
-    return {status: {"description": "A problem", "content": content} for status in statuses}
+    found: dict[int | str, dict[str, Any]] = {
+        status: {"description": "A problem", "content": content} for status in statuses
+    }
+    if 503 in found:
+        found[503]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    return found
 
 
 def install_error_handlers(app: FastAPI, *, own: bool = False) -> None:
     """Let errors of the store become problems; `http.problem_of` says which.
 
-    With `own` FastAPI's errors become problems, too: requests that are not valid, unknown paths
-    and what raises HTTPException. FastAPI answers with what was sent; a problem does not.
+    With `own` FastAPI's errors become problems, too: requests that are not valid, unknown paths,
+    what raises HTTPException, and mistakes of the application. FastAPI answers with what was sent;
+    a problem does not.
     """
 
     async def of_store(request: Request, error: Exception) -> Response:
@@ -210,6 +223,7 @@ def install_error_handlers(app: FastAPI, *, own: bool = False) -> None:
     if own:
         app.add_exception_handler(RequestValidationError, _of_validation)
         app.add_exception_handler(HTTPException, _of_http)
+        app.add_exception_handler(Exception, _of_mistake)
         _document_problems(app)
 
 
@@ -228,6 +242,10 @@ async def _of_http(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     return _response(http.problem_of_status(error.status_code, str(error.detail), headers))
+
+
+async def _of_mistake(request: Request, error: Exception) -> Response:
+    return _response(http.problem_of_status(500))  # the server logs it
 
 
 def _methods_of(request: Request) -> set[str]:
@@ -339,6 +357,10 @@ class EventStream(StreamingResponse):
                 gave_up = True
                 raise
 
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body"})
+            return
         try:
             async with self._live:
                 await super().__call__(scope, receive, send_in_time)

@@ -26,7 +26,7 @@ from asyncstore.sharing import Shared
 from asyncstore.values import ANY, NEW, check_aggregate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from asyncstore.checks import Report
@@ -234,7 +234,8 @@ def problem_of_status(
 def unusable(why: Iterable[Mapping[str, str]]) -> Problem:
     """Return the problem of a request that is not what it should be.
 
-    Each thing that is wrong has its place (`where`) and a reason (`why`), never what was sent.
+    Each thing that is wrong has its place (`where`: names of fields) and a reason (`why`), never
+    the value that was sent.
     """
     return Problem(422, "Unusable request", "See `errors`.", {"errors": list(why)})
 
@@ -246,6 +247,11 @@ IF_MATCH_PATTERN: Final = r'^(?:"(0|[1-9][0-9]{0,14})"|(0|[1-9][0-9]{0,14}))$'
 _IF_MATCH: Final = re.compile(IF_MATCH_PATTERN)
 KEY_PATTERN: Final = r'^(?:"([!#-~]{1,255})"|([!#-~]{1,255}))$'
 _KEY: Final = re.compile(KEY_PATTERN)
+
+
+def header_of(values: Sequence[str]) -> str | None:
+    """Return what a header says that came once, several times or not at all; several are a list."""
+    return ", ".join(values) if values else None
 
 
 def etag(next_sequence: int) -> str:

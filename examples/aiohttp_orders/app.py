@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from asyncstore import ANY, MAIN, Aggregate, Appended, Event, Expected
+from asyncstore import MAIN, Aggregate, Appended, Expected
 from asyncstore.integrations.aiohttp import (
     etag,
     event_stream,
@@ -104,7 +104,7 @@ def done(appended: Appended, status: int) -> web.Response:
 @routes.put("/orders/{order_id}")
 async def place_order(request: web.Request) -> web.Response:
     decide = orders.place(await body_of(request, orders.Place))
-    return await change(request, decide, 0, 201)
+    return await change(request, decide, expected_of(request), 201)
 
 
 @routes.post("/orders/{order_id}/items")
@@ -126,11 +126,10 @@ async def cancel_order(request: web.Request) -> web.Response:
 
 @routes.post("/orders/{order_id}/notes")
 async def add_note(request: web.Request) -> web.Response:
-    note = Event("NoteAdded", {"text": (await body_of(request, orders.Note)).text})
-    appended = await store_of(request).events.append(
-        order_of(request), [note], expected=ANY, idempotency_key=idempotency_key_of(request)
-    )
-    return done(appended, 201)
+    note = await body_of(request, orders.Note)
+    key, expected = idempotency_key_of(request), expected_of(request)
+    store = store_of(request)
+    return done(await orders.add_note(store, order_of(request), note, expected, key), 201)
 
 
 # Reads

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 
-from asyncstore import ANY, MAIN, Appended, Event
+from asyncstore import MAIN, Appended
 from asyncstore.integrations import fastapi as integration
 from asyncstore.integrations.fastapi import (
     IdempotencyKey,
@@ -33,6 +33,7 @@ from examples.orders import Done, Edition, Limit, Moment, OrderId, Sequence
 app = FastAPI(
     title="Orders",
     lifespan=integration.lifespan(start_without_store=True),
+    max_body_size=2**20,
     responses=problem_responses(400, 422, 500, 503, 504),
 )
 integration.install_error_handlers(app, own=True)
@@ -82,13 +83,9 @@ Change = Annotated[Callable[[orders.Decide], Awaitable[Done]], Depends(change_of
 
 
 @app.put("/orders/{order_id}", status_code=201, responses=CHANGES)
-async def place_order(
-    order_id: OrderId, body: orders.Place, store: Store, key: IdempotencyKey, response: Response
-) -> Done:
+async def place_order(body: orders.Place, change: Change) -> Done:
     """Place an order under an id of your own. There must not be one yet."""
-    order = orders.aggregate(order_id)
-    placed = await orders.carry_out(store, order, orders.place(body), 0, key)
-    return done(placed, response)
+    return await change(orders.place(body))
 
 
 @app.post("/orders/{order_id}/items", responses=CHANGES)
@@ -111,13 +108,16 @@ async def cancel_order(change: Change) -> Done:
 
 @app.post("/orders/{order_id}/notes", status_code=201, responses=CHANGES)
 async def add_note(
-    order_id: OrderId, body: orders.Note, store: Store, key: IdempotencyKey, response: Response
+    order_id: OrderId,
+    body: orders.Note,
+    store: Store,
+    expected: IfMatch,
+    key: IdempotencyKey,
+    response: Response,
 ) -> Done:
-    """Add a note. No state is asked for, so this is one round trip to the store."""
-    noted = Event("NoteAdded", {"text": body.text})
+    """Add a note."""
     order = orders.aggregate(order_id)
-    appended = await store.events.append(order, [noted], expected=ANY, idempotency_key=key)
-    return done(appended, response)
+    return done(await orders.add_note(store, order, body, expected, key), response)
 
 
 # Reads
