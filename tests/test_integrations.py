@@ -23,7 +23,7 @@ from asyncstore.integrations.http import LiveEvents, expected_of, key_of, proble
 from tests.builders import numbered
 from tests.polling import eventually
 from tests.servers import Server, redis_server
-from tests.web import APPS, App, Sent, Served, events_of, first
+from tests.web import APPS, App, AppOptions, Sent, Served, events_of, first
 
 ORDER = Aggregate("notes", "1")
 
@@ -199,6 +199,43 @@ async def test_errors_are_answered(
     assert answer.headers.get("Retry-After") == ("1" if status == 503 else None)
 
 
+async def test_mistakes_of_the_application_are_problems_that_say_nothing(
+    app: App, one_server: Server, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = AppOptions(own_errors=True)
+    async with (
+        app(one_server.url, prefix, lambda: ZeroDivisionError(SECRET), own) as served,
+        httpx.AsyncClient(base_url=served.url) as client,
+    ):
+        answers = [await client.get("/fail"), await client.get("/nowhere")]
+    assert [answer.status_code for answer in answers] == [500, 404]
+    for answer in answers:
+        assert answer.headers["content-type"] == http.PROBLEM_JSON
+        assert answer.json().keys() == {"type", "title", "status", "detail"}
+        assert SECRET not in answer.text
+    # uvicorn logs it by itself, and is told not to here.
+    assert app is APPS["fastapi"] or "ZeroDivisionError" in caplog.text
+
+
+async def test_nothing_is_answered_into_a_stream(
+    app: App, one_server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def frames(self: LiveEvents) -> AsyncIterator[bytes]:
+        yield b":\n\n"
+        raise ZeroDivisionError(SECRET)
+
+    monkeypatch.setattr(LiveEvents, "frames", frames)
+    async with (
+        app(one_server.url, prefix, options=AppOptions(own_errors=True)) as served,
+        httpx.AsyncClient(base_url=served.url) as client,
+        client.stream("GET", "/live/1") as answer,
+    ):
+        chunks = answer.aiter_raw()
+        assert await anext(chunks) == b":\n\n"
+        with pytest.raises(httpx.RemoteProtocolError):
+            await anext(chunks)
+
+
 # Health
 
 
@@ -265,7 +302,7 @@ async def test_a_store_that_is_away_at_the_start(
     with redis_server(str(embedded.find_binary())) as server:
         server.stop()
         async with (
-            app(server.url, prefix, start_without_store=True) as served,
+            app(server.url, prefix, options=AppOptions(start_without_store=True)) as served,
             httpx.AsyncClient(base_url=served.url, timeout=20) as client,
         ):
 

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import fastapi
@@ -47,6 +47,14 @@ async def append(store: asyncstore.Store, root: str, text: str, **options: Any) 
     return {"first": done.first_sequence, "duplicate": done.duplicate}
 
 
+@dataclass(frozen=True)
+class AppOptions:
+    """What an application asks of its integration."""
+
+    own_errors: bool = False
+    start_without_store: bool = False
+
+
 def options_of(prefix: str) -> Options:
     return {"key_prefix": prefix, "max_event_bytes": 1000, "timeout": 2}
 
@@ -57,14 +65,15 @@ def never() -> Exception:
 
 @asynccontextmanager
 async def fastapi_app(
-    url: str, prefix: str, fail: Fail = never, start_without_store: bool = False, **stream: float
+    url: str, prefix: str, fail: Fail = never, options: AppOptions | None = None, **stream: float
 ) -> AsyncIterator[Served]:
+    how = options or AppOptions()
     app = fastapi.FastAPI(
         lifespan=on_fastapi.lifespan(
-            url, start_without_store=start_without_store, **options_of(prefix)
+            url, start_without_store=how.start_without_store, **options_of(prefix)
         )
     )
-    on_fastapi.install_error_handlers(app)
+    on_fastapi.install_error_handlers(app, own=how.own_errors)
     app.include_router(on_fastapi.health_router(max_age=0))
 
     @app.post("/notes/{root}")
@@ -105,10 +114,11 @@ async def fastapi_app(
 
 @asynccontextmanager
 async def aiohttp_app(
-    url: str, prefix: str, fail: Fail = never, start_without_store: bool = False, **stream: float
+    url: str, prefix: str, fail: Fail = never, options: AppOptions | None = None, **stream: float
 ) -> AsyncIterator[Served]:
     app = web.Application()
-    on_aiohttp.setup(app, url, start_without_store=start_without_store, **options_of(prefix))
+    how = options or AppOptions()
+    on_aiohttp.setup(app, url, **asdict(how), **options_of(prefix))
     app.add_routes(on_aiohttp.health_routes(max_age=0))
 
     async def note(request: web.Request) -> web.Response:
