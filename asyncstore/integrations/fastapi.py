@@ -60,6 +60,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "install_error_handlers",
     "problem_response",
     "problem_responses",
+    "etag_responses",
     "Problem",
 ]
 
@@ -205,6 +206,13 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     if 503 in found:
         found[503]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     return found
+
+
+def etag_responses(status: int) -> dict[int | str, dict[str, Any]]:
+    """Return what `responses=` of a route says of an ETag that comes with an answer."""
+    schema = {"type": "string", "pattern": http.ETAG_PATTERN}
+    header = {"description": "To be sent back as If-Match.", "schema": schema}
+    return {status: {"headers": {"ETag": header}}}
 
 
 def install_error_handlers(app: FastAPI, *, own: bool = False) -> None:

@@ -243,6 +243,7 @@ def unusable(why: Iterable[Mapping[str, str]]) -> Problem:
 # Headers
 
 
+ETAG_PATTERN: Final = r'^"(0|[1-9][0-9]{0,14})"$'
 IF_MATCH_PATTERN: Final = r'^(?:"(0|[1-9][0-9]{0,14})"|(0|[1-9][0-9]{0,14}))$'
 _IF_MATCH: Final = re.compile(IF_MATCH_PATTERN)
 KEY_PATTERN: Final = r'^(?:"([!#-~]{1,255})"|([!#-~]{1,255}))$'

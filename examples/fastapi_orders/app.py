@@ -22,6 +22,7 @@ from asyncstore.integrations.fastapi import (
     LastEventId,
     Store,
     etag,
+    etag_responses,
     event_stream,
     events_json,
     problem_response,
@@ -40,6 +41,7 @@ integration.install_error_handlers(app, own=True)
 app.include_router(integration.health_router())
 
 CHANGES = problem_responses(409, 413, 415, 507)
+CHANGED, CREATED = CHANGES | etag_responses(200), CHANGES | etag_responses(201)
 OnEdition = Annotated[Edition, Query(description="The time line.")]
 Until = Annotated[Moment | None, Query(description="As of this moment.")]
 
@@ -82,31 +84,31 @@ def change_of(
 Change = Annotated[Callable[[orders.Decide], Awaitable[Done]], Depends(change_of)]
 
 
-@app.put("/orders/{order_id}", status_code=201, responses=CHANGES)
+@app.put("/orders/{order_id}", status_code=201, responses=CREATED)
 async def place_order(body: orders.Place, change: Change) -> Done:
     """Place an order under an id of your own. There must not be one yet."""
     return await change(orders.place(body))
 
 
-@app.post("/orders/{order_id}/items", responses=CHANGES)
+@app.post("/orders/{order_id}/items", responses=CHANGED)
 async def add_item(body: orders.Item, change: Change) -> Done:
     """Add an item to an order."""
     return await change(orders.add(body))
 
 
-@app.post("/orders/{order_id}/payment", responses=CHANGES)
+@app.post("/orders/{order_id}/payment", responses=CHANGED)
 async def pay_order(body: orders.Pay, change: Change) -> Done:
     """Pay an order."""
     return await change(orders.pay(body))
 
 
-@app.post("/orders/{order_id}/cancellation", responses=CHANGES)
+@app.post("/orders/{order_id}/cancellation", responses=CHANGED)
 async def cancel_order(change: Change) -> Done:
     """Cancel an order that is not paid."""
     return await change(orders.cancel)
 
 
-@app.post("/orders/{order_id}/notes", status_code=201, responses=CHANGES)
+@app.post("/orders/{order_id}/notes", status_code=201, responses=CREATED)
 async def add_note(
     order_id: OrderId,
     body: orders.Note,
@@ -129,7 +131,7 @@ async def list_orders(store: Store, limit: Limit = 100) -> list[str]:
     return await orders.order_ids(store, limit)
 
 
-@app.get("/orders/{order_id}", responses=problem_responses(404))
+@app.get("/orders/{order_id}", responses=problem_responses(404) | etag_responses(200))
 async def read_order(
     order_id: OrderId,
     store: Store,
