@@ -23,7 +23,7 @@ from asyncstore.errors import ConfigurationError, InvalidValue
 from asyncstore.values import Durability, check_durability
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 EMBEDDED: Final = "embedded"
 REDIS: Final = "redis"
@@ -484,11 +484,9 @@ _WANTED: Final[Mapping[Callable[[str], Any], str]] = {
 _CONFIG_VARIABLE: Final = "ASYNCSTORE_CONFIG"
 _PLACES: Final = ("url", "urls", "path")
 
-# Not settings: the variables of this project's tests, and those that Kubernetes sets in every
-# pod for a service whose name begins with "asyncstore".
-_NOT_SETTINGS = re.compile(
-    r"ASYNCSTORE_(TEST_.*|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_\d+_(TCP|UDP|SCTP)(_.*)?)?)"
-)
+_OURS: Final = "ASYNCSTORE_"
+_OF_TESTS: Final = "ASYNCSTORE_TEST_"
+_SERVICE_HOST: Final = "SERVICE_HOST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,9 +516,9 @@ def _from_options(options: Options) -> _Said:
 
 def _from_env(environ: Mapping[str, str]) -> _Said:
     known = {setting.variable for setting in _SETTINGS} | {_CONFIG_VARIABLE}
+    others = (_OF_TESTS, *_of_kubernetes(environ))
     for name in environ:
-        is_ours = name.startswith("ASYNCSTORE_") and not _NOT_SETTINGS.fullmatch(name)
-        if is_ours and name not in known:
+        if name.startswith(_OURS) and not name.startswith(others) and name not in known:
             raise ConfigurationError(name, "there is no such setting", _ENVIRONMENT)
     values = {}
     for setting in _SETTINGS:
@@ -532,6 +530,14 @@ def _from_env(environ: Mapping[str, str]) -> _Said:
                 why = f"{_WANTED[setting.parse]} is wanted"
                 raise ConfigurationError(setting.variable, why, _ENVIRONMENT) from None
     return _Said(values, _ENVIRONMENT, {s.field: s.variable for s in _SETTINGS})
+
+
+def _of_kubernetes(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield how variables begin that Kubernetes sets in a pod for services named "asyncstore…"."""
+    for name in environ:
+        if name.startswith(_OURS) and name.endswith(_SERVICE_HOST):
+            service = name.removesuffix(_SERVICE_HOST)
+            yield from (f"{service}SERVICE_", f"{service}PORT")
 
 
 def _find_file(environ: Mapping[str, str]) -> _Said:

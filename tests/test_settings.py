@@ -103,7 +103,9 @@ class TestSources:
             "ASYNCSTORE_PORT": "tcp://10.0.0.1:80",
             "ASYNCSTORE_PORT_80_TCP_ADDR": "10.0.0.1",
             "ASYNCSTORE_SERVICE_SERVICE_HOST": "10.0.0.1",
+            "ASYNCSTORE_SHOP_SERVICE_HOST": "10.0.0.2",
             "ASYNCSTORE_SHOP_SERVICE_PORT": "80",
+            "ASYNCSTORE_SHOP_PORT": "tcp://10.0.0.2:80",
             "ASYNCSTORE_SHOP_PORT_80_TCP": "tcp://10.0.0.1:80",
             "REDIS_URL": "",
         }
@@ -187,6 +189,8 @@ class TestRefusals:
         [
             ({"ASYNCSTORE_KEYPREFIX": "a"}, "ASYNCSTORE_KEYPREFIX"),
             ({"ASYNCSTORE_TIMEOUT": "soon"}, "ASYNCSTORE_TIMEOUT"),
+            ({"ASYNCSTORE_PORT": "6379"}, "ASYNCSTORE_PORT"),
+            ({"ASYNCSTORE_SERVICE_HOST": "h", "ASYNCSTORE_HOST": "h"}, "ASYNCSTORE_HOST"),
             ({"ASYNCSTORE_ALLOW_EVICTION": "perhaps"}, "ASYNCSTORE_ALLOW_EVICTION"),
             ({"STORAGE_BACKEND": "postgres"}, "STORAGE_BACKEND"),
             ({"STORAGE_BACKEND": "redis"}, "REDIS_URL"),

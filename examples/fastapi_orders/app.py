@@ -116,9 +116,10 @@ async def add_note(
     expected: IfMatch,
     key: IdempotencyKey,
     response: Response,
+    edition: OnEdition = MAIN,
 ) -> Done:
     """Add a note."""
-    order = orders.aggregate(order_id)
+    order = orders.aggregate(order_id, edition)
     return done(await orders.add_note(store, order, body, expected, key), response)
 
 
