@@ -66,11 +66,17 @@ def values_of(name: str) -> dict[str, Any]:
     return found
 
 
+def texts_of(values: dict[str, Any]) -> dict[str, str]:
+    with helm.Chart.load(CHART) as chart:
+        texts: dict[str, str] = chart.render(values, name="orders", namespace="shop")
+    return {Path(name).name: text for name, text in texts.items()}
+
+
 def rendered(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The objects of a release, by their kind."""
-    with helm.Chart.load(CHART) as chart:
-        texts = chart.render(values, name="orders", namespace="shop")
-    objects = [helm.values_from_yaml(text) for name, text in texts.items() if "NOTES" not in name]
+    texts = texts_of(values)
+    del texts["NOTES.txt"]
+    objects = [helm.values_from_yaml(text) for text in texts.values()]
     return {found["kind"]: found for found in objects if found}
 
 
@@ -169,6 +175,13 @@ def test_what_uvicorn_gives_open_streams_is_within_the_pods_last_seconds() -> No
     (graceful,) = re.findall(r"--timeout-graceful-shutdown=(\d+)", " ".join(container["args"]))
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pause + int(graceful) < pod["terminationGracePeriodSeconds"]
+
+
+def test_the_notes_say_where_the_store_is_and_what_is_missing() -> None:
+    notes = texts_of(SEED)["NOTES.txt"]
+    assert "at redis://redis.cache.svc.cluster.local:6379." in notes
+    assert "without a password" not in notes
+    assert "without a password" in texts_of(VALUES["bare"])["NOTES.txt"]
 
 
 # The environment
@@ -346,6 +359,17 @@ async def test_the_service_runs_with_what_was_rendered() -> None:
                 placed = await client.put(order, json={"customer": "ada"})
                 assert placed.status_code == 201, placed.text
                 assert is_running(pid), "it is the same process"
+        # What everysec means: a power cut may cost the last second, and WAITAOF does not help.
+        assert found_by_doctor(environment) == {"fsync": "warning", "WAITAOF": "warning"}
+
+
+def found_by_doctor(environment: dict[str, str]) -> dict[str, str]:
+    """What `asyncstore doctor` finds in the pod, as the notes say to run it, that is not good."""
+    command = [sys.executable, "-m", "asyncstore", "doctor", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert PASSWORD.encode() not in done.stdout + done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    return {f["name"]: f["level"] for f in findings if f["level"] != "good"}
 
 
 async def _follows_the_store(
