@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line, or say how to install what it needs."""
     try:
-        from asyncstore.commands import app
+        from asyncstore.commands.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

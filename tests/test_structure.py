@@ -76,7 +76,17 @@ ORDER = [
     "balance",
     "verify",
     "acl",
-    "commands",
+    "commands.__init__",
+    "commands.output",
+    "commands.options",
+    "commands.exits",
+    "commands.transferring",
+    "commands.moving",
+    "commands.health",
+    "commands.access",
+    "commands.handlers",
+    "commands.clusters",
+    "commands.app",
     "cli",
     "__main__",
     "integrations.__init__",
@@ -84,6 +94,7 @@ ORDER = [
     "integrations.fastapi",
     "integrations.aiohttp",
 ]
+COMMANDS = {module for module in ORDER if module.startswith("commands.")}
 
 
 @cache
@@ -98,7 +109,7 @@ def imports_of(module: str) -> set[str]:
             continue
         if isinstance(node, ast.ImportFrom):
             name = node.module or ""
-            own = name in ("asyncstore", "asyncstore.integrations")
+            own = name in ("asyncstore", "asyncstore.commands", "asyncstore.integrations")
             names = [alias.name for alias in node.names]
             found |= {f"{name}.{n}" for n in names if own and n != "__version__"} or {name}
         elif isinstance(node, ast.Import):
@@ -142,13 +153,14 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
         ("hiredis", {"wire", "pubsub"}),
         ("orjson", {"codec"}),
         ("tomli_w", {"settings"}),
-        ("typer", {"commands"}),
-        ("rich", {"commands"}),
+        ("typer", COMMANDS - {"commands.output"}),
+        ("rich", {"commands.output", "commands.health", "commands.handlers"}),
         (
             "anyio",
             {
                 "cluster",
-                "commands",
+                "commands.clusters",
+                "commands.transferring",
                 "doorbell",
                 "embedded",
                 "embedded_cluster",

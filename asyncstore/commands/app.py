@@ -1,0 +1,30 @@
+"""The command line as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from asyncstore import __version__
+from asyncstore.commands import access, clusters, handlers, health, moving, transferring
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for _topic in (transferring, moving, health, access, handlers):
+    app.add_typer(_topic.app)
+app.add_typer(clusters.app, name="cluster")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"asyncstore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _asyncstore(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """The event store you await: events of Redis, Valkey or an embedded server."""
