@@ -13,4 +13,6 @@ def main() -> None:
         if error.name not in ("typer", "rich"):
             raise
         sys.exit(f"The command line needs {error.name}: pip install 'asyncstore[cli]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
     app()

@@ -85,8 +85,9 @@ async def test_the_command_line(store: Store, small_cluster: SmallCluster) -> No
     done = run(*arguments, "--url", f"{small_cluster.urls[0]}?cluster=true")
     assert done.returncode == 0
     for node in found["nodes"]:
-        row = next(line for line in done.stdout.decode().splitlines() if node["where"] in line)
-        cells = [cell.strip() for cell in row.strip("│").split("│")]
+        lines = done.stdout.decode().splitlines()
+        row = next(line for line in lines if node["where"] in line)
+        cells = row.split("\t")
         assert cells[1:4] == [f"{node[name]:,}" for name in ("slots", "aggregates", "events")]
     assert b"appends were counted for " in done.stderr
 

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from asyncstore import acl
-from asyncstore.commands.options import KeyPrefix
-from asyncstore.commands.output import say
-from asyncstore.errors import ConfigurationError, InvalidName
+from asyncstore.commands.exits import run
+from asyncstore.commands.options import AsJson, KeyPrefix
+from asyncstore.commands.output import print_json, print_line, say
 from asyncstore.settings import Settings
 
 app = typer.Typer()
@@ -22,13 +22,18 @@ def acl_(
         bool,
         typer.Option(help="WAITAOF too, for fsync_and_replicas(n); Redis has it from 7.2 on."),
     ] = False,
+    as_json: AsJson = False,
     key_prefix: KeyPrefix = None,
 ) -> None:
     """Print the ACL SETUSER command for a user who may do what a store needs, and nothing else."""
-    try:
-        prefix = Settings(key_prefix=key_prefix or "").key_prefix
-        print(acl.line(user, prefix, waitaof=waitaof))
-    except (ConfigurationError, InvalidName) as error:
-        say.print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(2) from None
-    say.print("give the user a password, too: ACL SETUSER … '>the password'", markup=False)
+    run(lambda: _acl(user, waitaof, as_json, key_prefix or ""))
+
+
+async def _acl(user: str, waitaof: bool, as_json: bool, key_prefix: str) -> int:
+    line = acl.line(user, Settings(key_prefix=key_prefix).key_prefix, waitaof=waitaof)
+    if as_json:
+        print_json({"user": user, "command": line})
+    else:
+        print_line(line)
+    say("give the user a password, too: ACL SETUSER … '>the password'")
+    return 0

@@ -8,8 +8,10 @@ import typer
 
 from asyncstore import __version__
 from asyncstore.commands import access, clusters, handlers, health, moving, transferring
+from asyncstore.commands.exits import EXIT_CODES
+from asyncstore.commands.output import print_line
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
 for _topic in (transferring, moving, health, access, handlers):
     app.add_typer(_topic.app)
 app.add_typer(clusters.app, name="cluster")
@@ -17,7 +19,7 @@ app.add_typer(clusters.app, name="cluster")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"asyncstore {__version__}")
+        print_line(f"asyncstore {__version__}")
         raise typer.Exit
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
 from contextlib import contextmanager
@@ -16,8 +15,16 @@ import typer
 
 from asyncstore import balance, embedded_cluster
 from asyncstore.commands.exits import run
-from asyncstore.commands.options import KeyPrefix, Url, options_at, options_of, settings_of_a_store
-from asyncstore.commands.output import say, show, table
+from asyncstore.commands.options import AsJson, KeyPrefix, Url, options_at, settings_of_a_store
+from asyncstore.commands.output import (
+    Columns,
+    Rows,
+    numbers,
+    print_json,
+    print_line,
+    print_rows,
+    say,
+)
 from asyncstore.settings import URLS_VARIABLE
 from asyncstore.store import open as open_store
 
@@ -39,7 +46,7 @@ def cluster_start(
         Path | None,
         typer.Option("--dir", help="Where the data last; without it, they go with the cluster."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a cluster of embedded servers on free local ports, until Ctrl-C.
 
@@ -52,7 +59,7 @@ def cluster_start(
 def cluster_stats(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds to count appends.")] = 2.0,
     hottest: Annotated[int, typer.Option(min=0, help="How many slots are shown.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")] = False,
+    as_json: AsJson = False,
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
@@ -60,8 +67,7 @@ def cluster_stats(
 
     Walks through all keys (SCAN), so it needs a user who may do that. Nothing is changed.
     """
-    options = options_of(None, key_prefix) if url is None else options_at(url, key_prefix)
-    run(lambda: _cluster_stats(interval, hottest, as_json, options))
+    run(lambda: _cluster_stats(interval, hottest, as_json, options_at(url, key_prefix)))
 
 
 async def _cluster_start(
@@ -72,10 +78,10 @@ async def _cluster_start(
         async with embedded_cluster.running(
             primaries=primaries, replicas=replicas, directory=directory
         ) as cluster:
-            print(_described(cluster, as_json), flush=True)
-            say.print(f"ready in {time.perf_counter() - started:.1f} s; Ctrl-C stops it")
+            _describe(cluster, as_json)
+            say(f"ready in {time.perf_counter() - started:.1f} s; Ctrl-C stops it")
             await anyio.sleep_forever()
-    say.print("stopped")
+    say("stopped")
     return 0
 
 
@@ -89,52 +95,63 @@ def _until_stopped() -> Iterator[None]:
         yield
 
 
-def _described(cluster: Cluster, as_json: bool) -> str:
-    nodes = cluster.nodes
+def _describe(cluster: Cluster, as_json: bool) -> None:
     if as_json:
-        shown = [
+        nodes = [
             {
                 "url": node.url,
                 "pid": node.pid,
                 "directory": str(node.directory),
                 "primary": node.is_primary,
             }
-            for node in nodes
+            for node in cluster.nodes
         ]
-        return json.dumps({"urls": cluster.urls, "nodes": shown})
+        print_json({"urls": cluster.urls, "nodes": nodes})
+        return
+    for node in cluster.nodes:
+        role = "primary" if node.is_primary else "replica"
+        print_line(f"{role}  {node.url}  pid {node.pid}  {node.directory}")
     urls = ", ".join(f'"{url}"' for url in cluster.urls)
-    roles = (("primary" if node.is_primary else "replica", node) for node in nodes)
-    return "\n".join(
-        [
-            *(f"{role}  {node.url}  pid {node.pid}  {node.directory}" for role, node in roles),
-            "",
-            f"asyncstore.open(urls=[{urls}])",
-            f"export {URLS_VARIABLE}={','.join(cluster.urls)}",
-        ]
-    )
+    print_line("")
+    print_line(f"asyncstore.open(urls=[{urls}])")
+    print_line(f"export {URLS_VARIABLE}={','.join(cluster.urls)}")
 
 
 async def _cluster_stats(interval: float, hottest: int, as_json: bool, options: Options) -> int:
     async with open_store(settings_of_a_store(options)) as store:
         found = await balance.measure(store, interval, hottest)
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
+        print_json(asdict(found))
     else:
-        _print_balance(found)
+        print_rows(_nodes(found), *([_slots(found)] if found.hottest else []))
+        say(f"appends were counted for {found.seconds:.1f} s")
     return 0
 
 
-def _print_balance(found: Balance) -> None:
-    nodes = table("node", "slots", "aggregates", "events", "memory", "appends/s")
-    for node in found.nodes:
-        memory = "not known" if node.memory is None else f"{node.memory / 2**20:,.1f} MiB"
-        counts = (f"{node.slots:,}", f"{node.aggregates:,}", f"{node.events:,}", memory)
-        nodes.add_row(node.where, *counts, f"{node.appends_a_second:,.1f}")
-    slots = table("hottest slots", "node", "aggregates", "events", "appends/s")
-    for slot in found.hottest:
-        sizes = (f"{slot.aggregates:,}", f"{slot.events:,}")
-        slots.add_row(f"{slot.slot}", slot.where, *sizes, f"{slot.appends_a_second:,.1f}")
-    show(nodes)
-    if found.hottest:
-        show(slots)
-    say.print(f"appends were counted for {found.seconds:.1f} s")
+def _nodes(found: Balance) -> Rows:
+    columns: Columns = ["node", *numbers("slots", "aggregates", "events", "memory", "appends/s")]
+    return Rows(
+        columns,
+        [
+            [
+                *(node.where, f"{node.slots:,}", f"{node.aggregates:,}", f"{node.events:,}"),
+                "not known" if node.memory is None else f"{node.memory / 2**20:,.1f} MiB",
+                f"{node.appends_a_second:,.1f}",
+            ]
+            for node in found.nodes
+        ],
+    )
+
+
+def _slots(found: Balance) -> Rows:
+    columns: Columns = ["hottest slots", "node", *numbers("aggregates", "events", "appends/s")]
+    return Rows(
+        columns,
+        [
+            [
+                *(f"{slot.slot}", slot.where, f"{slot.aggregates:,}", f"{slot.events:,}"),
+                f"{slot.appends_a_second:,.1f}",
+            ]
+            for slot in found.hottest
+        ],
+    )

@@ -1,4 +1,4 @@
-"""Running a command, and what its exit code is."""
+"""Running a command, and what its exit code is. Nothing ends in a traceback but a fault of ours."""
 
 from __future__ import annotations
 
@@ -6,32 +6,74 @@ import asyncio
 import os
 import sys
 import zlib
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import typer
 
-from asyncstore.commands.output import say
-from asyncstore.errors import AsyncStoreError, ConfigurationError
+from asyncstore.commands.output import RED, say
+from asyncstore.errors import (
+    AsyncStoreError,
+    DurabilityNotReached,
+    OutcomeUnknown,
+    SequenceConflict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+FAILED: Final = 1
+MISUSED: Final = 2
+CONFLICT: Final = 3
+UNSURE: Final = 4
+INTERRUPTED: Final = 130
+CLOSED_PIPE: Final = 141
 
-def run(command: Callable[[], Coroutine[Any, Any, int]], failed: int = 1) -> None:
-    """Run a command, and end with the code that it returns, or that of an error: `failed`."""
+EXIT_CODES: Final = (
+    "Exit codes: 0 done; 1 not done, or something is wrong; 2 it can't be done as it was asked "
+    "for: arguments, settings; 3 a conflict: somebody else has appended first; 4 events are "
+    "stored, but not as durable as asked for, or may be; 130 Ctrl-C; 141 nobody reads the output "
+    "any more. `doctor`, `verify`, `compare`: see their --help."
+)
+
+
+def run(
+    command: Callable[[], Coroutine[Any, Any, int]],
+    failed: int = FAILED,
+    interrupted: str = "interrupted",
+) -> None:
+    """Run a command, and end with the code that it returns, or that of an error.
+
+    `failed` is that of an error which has none of its own. `interrupted` is said at Ctrl-C; ''
+    where that is how the command ends.
+    """
     try:
         code = asyncio.run(command())
-    except ConfigurationError as error:
-        say.print(f"error: {error}", style="red", markup=False)
-        code = 2
+        sys.stdout.flush()  # or a closed pipe would show at exit only
     except BrokenPipeError:
         # Whoever read our output has seen enough. What is left of it must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        code = CLOSED_PIPE
     except (AsyncStoreError, OSError, EOFError, zlib.error) as error:
-        say.print(f"error: {error}", style="red", markup=False)
-        code = failed
+        say(f"error: {error}", RED)
+        code = _code_of(error, failed)
     except KeyboardInterrupt:
-        say.print("interrupted; what was stored is stored, run it again to go on")
-        os._exit(130)  # a thread may still wait for a pipe, and nothing else is left to do
+        _leave(interrupted)
     raise typer.Exit(code)
+
+
+def _code_of(error: Exception, failed: int) -> int:
+    if isinstance(error, SequenceConflict):
+        return CONFLICT
+    if isinstance(error, OutcomeUnknown | DurabilityNotReached):
+        return UNSURE
+    is_ours = isinstance(error, AsyncStoreError)
+    return MISUSED if is_ours and isinstance(error, ValueError | TypeError) else failed
+
+
+def _leave(why: str) -> NoReturn:
+    with suppress(OSError):
+        if why:
+            say(why)
+        sys.stdout.flush()
+    os._exit(INTERRUPTED)  # a thread may still wait for a pipe, and nothing else is left to do

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from asyncstore.commands.exits import run
-from asyncstore.commands.options import KeyPrefix, Url, options_of, settings_of_a_store
-from asyncstore.commands.output import say, show
+from asyncstore.commands.options import (
+    AsJson,
+    AsJsonLines,
+    KeyPrefix,
+    Url,
+    options_at,
+    settings_of_a_store,
+)
+from asyncstore.commands.output import (
+    Rows,
+    numbers,
+    print_json,
+    print_line,
+    print_rows,
+    say,
+    watched,
+)
 from asyncstore.names import MAIN
 from asyncstore.store import open as open_store
 from asyncstore.values import Start
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from asyncstore.progress import DeadLetter, Progress
     from asyncstore.settings import Options
 
@@ -31,14 +47,13 @@ app = typer.Typer()
 def subscriptions_(
     handler: Annotated[str | None, typer.Option(help="Only this handler.")] = None,
     watch: Annotated[bool, typer.Option(help="Again every two seconds, until Ctrl-C.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON object a line, one for each handler and domain.")
-    ] = False,
+    as_json: AsJsonLines = False,
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
     """Say how far handlers are: what they are behind, since when, retries and dead letters."""
-    run(lambda: _subscriptions(handler, watch, as_json, options_of(url, key_prefix)))
+    options = options_at(url, key_prefix)
+    run(lambda: _subscriptions(handler, watch, as_json, options), interrupted="")
 
 
 @app.command("dead-letters")
@@ -49,7 +64,7 @@ def dead_letters_(
     retry: Annotated[bool, typer.Option(help="Have each of them handled once more.")] = False,
     drop: Annotated[bool, typer.Option(help="Forget them for good; the events stay.")] = False,
     root: Annotated[str | None, typer.Option(help="Only this aggregate.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+    as_json: AsJsonLines = False,
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
@@ -57,7 +72,7 @@ def dead_letters_(
     if retry and drop:
         raise typer.BadParameter("--retry and --drop exclude each other")
     which = _Letters(handler, domain, edition, root)
-    run(lambda: _dead_letters(which, retry, drop, as_json, options_of(url, key_prefix)))
+    run(lambda: _dead_letters(which, retry, drop, as_json, options_at(url, key_prefix)))
 
 
 @app.command("reset")
@@ -68,6 +83,7 @@ def reset_(
     to: Annotated[
         str, typer.Option(help="first, now, or a time such as 2026-01-31T12:00:00+00:00.")
     ] = "first",
+    as_json: AsJson = False,
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
@@ -76,33 +92,49 @@ def reset_(
         start = Start(to) if to in ("first", "now") else datetime.fromisoformat(to)
     except ValueError:
         raise typer.BadParameter(f"--to {to!r} is neither first, now nor a time") from None
-    run(lambda: _reset(handler, domain, edition, start, options_of(url, key_prefix)))
+    wanted = _Reset(handler, domain, edition, start)
+    run(lambda: _reset(wanted, as_json, options_at(url, key_prefix)))
 
 
 async def _subscriptions(handler: str | None, watch: bool, as_json: bool, options: Options) -> int:
     async with open_store(settings_of_a_store(options)) as store:
-        while True:
-            found = await store.subscriptions.status(handler)
-            if as_json:
-                for one in found:
-                    print(json.dumps(asdict(one), default=str), flush=True)
-            else:
-                _print_progress(found)
-            if not watch:
-                return 0
-            await asyncio.sleep(_WATCH_SECONDS)
+        with _shown(watch, as_json) as show:
+            while True:
+                show(await store.subscriptions.status(handler))
+                if not watch:
+                    return 0
+                await asyncio.sleep(_WATCH_SECONDS)
 
 
-def _print_progress(found: list[Progress]) -> None:
-    table = Table("handler", "domain", "edition", "aggregates behind", "events", "since")
-    for column in ("retrying", "dead letters"):
-        table.add_column(column)
+@contextmanager
+def _shown(watch: bool, as_json: bool) -> Iterator[Callable[[list[Progress]], None]]:
+    """Give the function that shows how far handlers are; watched, in the place of what it was."""
+    if as_json:
+        yield _print_each
+        return
+    with watched() if watch else nullcontext(print_rows) as show:
+        yield lambda found: show(_progress_of(found))
+
+
+def _print_each(found: list[Progress]) -> None:
     for one in found:
-        since = "" if one.oldest is None else f"{one.oldest:%Y-%m-%d %H:%M:%S}"
-        counts = (f"{one.aggregates_behind:,}", f"{one.events_behind:,}", since)
-        rest = (f"{one.retrying:,}", f"{one.dead_letters:,}")
-        table.add_row(one.handler, one.domain, one.edition, *counts, *rest)
-    show(table)
+        print_json(asdict(one))
+
+
+def _progress_of(found: list[Progress]) -> Rows:
+    counts = numbers("aggregates behind", "events", "since", "retrying", "dead letters")
+    return Rows(
+        ["handler", "domain", "edition", *counts],
+        [
+            [
+                *(one.handler, one.domain, one.edition),
+                *(f"{one.aggregates_behind:,}", f"{one.events_behind:,}"),
+                "" if one.oldest is None else f"{one.oldest:%Y-%m-%d %H:%M:%S}",
+                *(f"{one.retrying:,}", f"{one.dead_letters:,}"),
+            ]
+            for one in found
+        ],
+    )
 
 
 @dataclass(frozen=True)
@@ -132,36 +164,53 @@ async def _dead_letters(
                 count += await store.subscriptions.drop(letter)
             else:
                 count += 1
-            print(_show_letter(letter, as_json), flush=True)
+            _print_letter(letter, as_json)
     done = "are handled again" if retry else "were dropped" if drop else "dead letters"
-    say.print(f"{count:,} {done}")
+    say(f"{count:,} {done}")
     return 0
 
 
-def _show_letter(letter: DeadLetter, as_json: bool) -> str:
+def _print_letter(letter: DeadLetter, as_json: bool) -> None:
     place = letter.aggregate
     if as_json:
-        fields = {
-            "handler": letter.handler,
-            "domain": place.domain,
-            "edition": place.edition,
-            "root": place.root,
-            "sequence": letter.sequence,
-            "id": letter.event_id,
-            "attempts": letter.attempts,
-            "time": letter.time.isoformat(),
-            "reason": letter.reason,
-        }
-        return json.dumps(fields)
+        print_json(
+            {
+                "handler": letter.handler,
+                "domain": place.domain,
+                "edition": place.edition,
+                "root": place.root,
+                "sequence": letter.sequence,
+                "id": letter.event_id,
+                "attempts": letter.attempts,
+                "time": letter.time.isoformat(),
+                "reason": letter.reason,
+            }
+        )
+        return
     when = f"{letter.time:%Y-%m-%d %H:%M:%S}"
     why = letter.reason or "no reason given"
-    return f"{place}, event {letter.sequence}: {why}, {letter.attempts} attempts until {when}"
+    print_line(f"{place}, event {letter.sequence}: {why}, {letter.attempts} attempts until {when}")
 
 
-async def _reset(
-    handler: str, domain: str, edition: str, start: Start | datetime, options: Options
-) -> int:
+@dataclass(frozen=True)
+class _Reset:
+    """Which handler is put back, and to where."""
+
+    handler: str
+    domain: str
+    edition: str
+    start: Start | datetime
+
+
+async def _reset(wanted: _Reset, as_json: bool, options: Options) -> int:
     async with open_store(settings_of_a_store(options)) as store:
-        await store.subscriptions.reset(handler, domain, edition=edition, to=start)
-    say.print(f"{handler} begins anew in {domain}", markup=False)
+        await store.subscriptions.reset(
+            wanted.handler, wanted.domain, edition=wanted.edition, to=wanted.start
+        )
+    if as_json:
+        start = wanted.start
+        to = start.value if isinstance(start, Start) else start.isoformat()
+        place = {"domain": wanted.domain, "edition": wanted.edition}
+        print_json({"handler": wanted.handler, **place, "to": to})
+    say(f"{wanted.handler} begins anew in {wanted.domain}")
     return 0

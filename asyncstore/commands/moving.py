@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from asyncstore import comparing, migrating
 from asyncstore.commands.exits import run
-from asyncstore.commands.options import KeyPrefix, options_at, settings_of_a_store
-from asyncstore.commands.output import counting, say
+from asyncstore.commands.options import (
+    AsJson,
+    AsJsonLines,
+    Domains,
+    KeyPrefix,
+    options_at,
+    settings_of_a_store,
+)
+from asyncstore.commands.output import counting, print_json, print_line, say
 from asyncstore.store import open as open_store
 
 if TYPE_CHECKING:
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from asyncstore.settings import Options
 
 _FOLLOW_SECONDS = 0.5
+_GO_ON = "interrupted; what was copied is copied, run it again to go on"
 _ONE_PLACE = "A store's URL; of a cluster, URLs of some nodes with commas in between."
 
 NewKeyPrefix = Annotated[str | None, typer.Option(help="The same of the new store, if another.")]
@@ -32,11 +40,9 @@ app = typer.Typer()
 def compare_(
     old: Annotated[str, typer.Argument(help=_ONE_PLACE)],
     new: Annotated[str, typer.Argument(help="The other one.")],
-    domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
+    domain: Domains = None,
     most: Annotated[int, typer.Option(min=1, help="How many differences are told.")] = 20,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON object a line, one for each difference.")
-    ] = False,
+    as_json: AsJsonLines = False,
     key_prefix: KeyPrefix = None,
     new_key_prefix: NewKeyPrefix = None,
 ) -> None:
@@ -56,6 +62,7 @@ def migrate_(
     stopped: Annotated[
         bool, typer.Option(help="Nobody writes to the old one any more: switch without asking.")
     ] = False,
+    as_json: AsJson = False,
     key_prefix: KeyPrefix = None,
     new_key_prefix: NewKeyPrefix = None,
 ) -> None:
@@ -66,7 +73,7 @@ def migrate_(
     took. If it is cut off, run it again. The exit code is 0 once the new store has everything.
     """
     places = _places(old, new, key_prefix, new_key_prefix)
-    run(lambda: _migrate(places, stopped))
+    run(lambda: _migrate(places, stopped, as_json), interrupted=_GO_ON)
 
 
 def _places(
@@ -85,11 +92,11 @@ async def _compare(
     async with open_store(old) as one, open_store(new) as other:
         with counting("comparing") as on_events:
             async for difference in comparing.differences(one, other, domains, on_events):
-                print(_show_difference(difference, as_json), flush=True)
+                _print_difference(difference, as_json)
                 count += 1
                 if count == most:
                     break
-    say.print(_summary(count, most))
+    say(_summary(count, most))
     return 1 if count else 0
 
 
@@ -99,10 +106,13 @@ def _summary(count: int, most: int) -> str:
     return f"{count:,} differences" + (", and maybe more" if count == most else "")
 
 
-def _show_difference(difference: Difference, as_json: bool) -> str:
+def _print_difference(difference: Difference, as_json: bool) -> None:
     place = difference.aggregate
-    if as_json:
-        fields = {
+    if not as_json:
+        print_line(_line_of(difference))
+        return
+    print_json(
+        {
             "kind": difference.kind,
             "domain": place.domain,
             "edition": place.edition,
@@ -110,30 +120,39 @@ def _show_difference(difference: Difference, as_json: bool) -> str:
             "sequence": difference.sequence,
             "text": difference.text,
         }
-        return json.dumps(fields)
+    )
+
+
+def _line_of(difference: Difference) -> str:
+    place = difference.aggregate
     where = str(place) if difference.sequence is None else f"{place}, {difference.sequence}"
     return f"{difference.kind}: {where}: {difference.text}"
 
 
-async def _migrate(places: tuple[Options, Options], stopped: bool) -> int:
+async def _migrate(places: tuple[Options, Options], stopped: bool, as_json: bool) -> int:
     old, new = places
     async with open_store(settings_of_a_store(old)) as one, open_store(**new) as other:
         with counting("copying") as on_events:
             migration = migrating.Migration(one, other, on_events)
             if await migration.begin():
-                say.print("going on with what was begun")
+                say("going on with what was begun")
             await _caught_up(migration)
         if not stopped and not await _follow(migration):
-            say.print("not switched: run it again to go on")
+            say("not switched: run it again to go on")
             return 1
         switch = await migration.finish()
-    _print_switch(switch)
+    if as_json:
+        print_json({"done": switch.is_done, **asdict(switch)})
+    else:
+        for difference in switch.differences:
+            print_line(_line_of(difference))
+    _say_of(switch)
     return 0 if switch.is_done else 1
 
 
 async def _follow(migration: migrating.Migration) -> bool:
     """Copy what changes until somebody presses Enter; return False if nobody can any more."""
-    say.print("Stop all that writes to the old store, handlers too; then press Enter to switch.")
+    say("Stop all that writes to the old store, handlers too; then press Enter to switch.")
     pressed = asyncio.create_task(_enter())
     try:
         while not pressed.done():
@@ -164,15 +183,13 @@ async def _caught_up(migration: migrating.Migration) -> None:
     if caught.aggregates:
         seconds = time.perf_counter() - started
         what = f"{caught.events:,} events of {caught.aggregates:,} aggregates"
-        say.print(f"copied {what} in {seconds:.2f} s")
+        say(f"copied {what} in {seconds:.2f} s")
 
 
-def _print_switch(switch: migrating.Switch) -> None:
-    for difference in switch.differences:
-        print(_show_difference(difference, as_json=False))
+def _say_of(switch: migrating.Switch) -> None:
     if not switch.is_quiet:
-        say.print("somebody has appended to the old store meanwhile: stop it and run this again")
+        say("somebody has appended to the old store meanwhile: stop it and run this again")
     parts = f"catching up {switch.catching_up:.2f} s, comparing {switch.comparing:.2f} s"
     again = f"; {switch.mended:,} aggregates were copied again" if switch.mended else ""
-    say.print(f"the switch took {switch.seconds:.2f} s: {parts}{again}")
-    say.print("the new store has everything" if switch.is_done else "not switched")
+    say(f"the switch took {switch.seconds:.2f} s: {parts}{again}")
+    say("the new store has everything" if switch.is_done else "not switched")

@@ -1,9 +1,10 @@
-"""What all commands are told alike: where the store is, and how results are shown."""
+"""What all commands are told alike: where the store is, and that results are for programs."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,27 +16,29 @@ if TYPE_CHECKING:
 
 Url = Annotated[
     str | None,
-    typer.Option(help="Where the store is. Default: REDIS_URL, asyncstore.toml, or embedded."),
+    typer.Option(
+        help="Where the store is; of a cluster, some nodes with commas in between. "
+        "Default: REDIS_URL, asyncstore.toml, or embedded."
+    ),
 ]
 KeyPrefix = Annotated[str | None, typer.Option(help="What stands in front of every key.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+AsJsonLines = Annotated[bool, typer.Option("--json", help="Write a JSON object a line.")]
+Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")]
+
+_NEXT_URL: Final = re.compile(r",(?=[a-z]+://)")
 
 
-def options_of(url: str | None, key_prefix: str | None) -> Options:
-    """Return what was said of one store."""
+def options_at(place: str | None, key_prefix: str | None) -> Options:
+    """Return what was said of one store; a place is a URL, or some with commas in between."""
     options: Options = {}
-    if url is not None:
-        options["url"] = url
+    urls = [] if place is None else _NEXT_URL.split(place)
+    if len(urls) == 1:
+        options["url"] = urls[0]
+    elif urls:
+        options["urls"] = urls
     if key_prefix is not None:
         options["key_prefix"] = key_prefix
-    return options
-
-
-def options_at(place: str, key_prefix: str | None) -> Options:
-    """Return the same of a place that may be some nodes of a cluster, with commas in between."""
-    if "," not in place:
-        return options_of(place, key_prefix)
-    options = options_of(None, key_prefix)
-    options["urls"] = place.split(",")
     return options
 
 

@@ -1,63 +1,205 @@
-"""What is printed, and how: tables on the standard output, all else on the standard error."""
+"""What commands print. Results go to the standard output, all that is said to the standard error.
+
+On a terminal results are tables and colours, in a pipe plain lines with tabs in between. Names,
+types and data may have been chosen by anybody: what a terminal would act on is written out, as in
+`\\x1b`, on every way out of here. The only file that knows rich.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_PIPED_WIDTH: Final = 120
-
-say = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-"""Where everything is said about the results."""
+RED: Final = "red"
 
 
-def show(*results: RenderableType) -> None:
-    """Print results on the standard output; wide enough where it is no terminal."""
-    screen = Console(highlight=False, emoji=False)
-    if not screen.is_terminal:
-        screen = Console(highlight=False, emoji=False, width=_PIPED_WIDTH)
-    for result in results:
-        screen.print(result)
+class _Console(Console):
+    """One that leaves a closed pipe to whoever runs the command."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich has caught the error where it calls this
 
 
-def table(first: str, *others: str) -> Table:
-    """Return a table with a column of names, and others of numbers."""
-    made = Table(first)
-    for name in others:
-        made.add_column(name, justify="left" if name == "node" else "right")
-    return made
+_errors = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def safe(text: str) -> str:
+    """Return a text with all that is not shown as itself written out: `\\x1b`, `\\n`, `\\u202e`."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _written_out(char) for char in text)
+
+
+def _written_out(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+def say(text: str, style: str = "") -> None:
+    """Say something about the results, in one line on the standard error."""
+    _errors.print(Text(safe(text), style=style))
+
+
+def print_line(text: str) -> None:
+    """Print a line of a result, at once."""
+    print(safe(text), flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a result for programs: a line of JSON, at once."""
+    print(json_of(value), flush=True)
+
+
+def json_of(value: Any) -> str:
+    """Return a value as JSON in ASCII, which no terminal acts on. Of what is no JSON its `str`."""
+    return json.dumps(value, default=str).replace("\x7f", "\\u007f")
+
+
+# Tables
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Text of a table in a style. What is in `below` stands in a line of its own, in bold."""
+
+    text: str
+    style: str = ""
+    below: str = ""
+
+    def rich(self) -> Text:
+        """Return it for a terminal."""
+        shown = Text(safe(self.text), style=self.style)
+        return shown.append(f"\n{safe(self.below)}", style="bold") if self.below else shown
+
+    def plain(self) -> str:
+        """Return it for a pipe."""
+        return safe(f"{self.text} {self.below}" if self.below else self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How a column of a table is called, and where its texts stand; `share` of the width."""
+
+    name: str
+    is_number: bool = False
+    share: int | None = None
+
+
+Columns = Sequence[str | Column]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table."""
+
+    columns: Columns
+    cells: Sequence[Sequence[str | Cell]]
+    title: str = ""
+
+    def rich(self) -> Table:
+        """Return it for a terminal."""
+        table = Table(title=Text(self.title) if self.title else None, title_justify="left")
+        for column in map(_column, self.columns):
+            justify = "right" if column.is_number else "left"
+            table.add_column(column.name, justify=justify, ratio=column.share, overflow="fold")  # type: ignore[arg-type]
+        for row in self.cells:
+            table.add_row(*(_cell(cell).rich() for cell in row))
+        return table
+
+    def plain(self) -> Iterator[str]:
+        """Return its lines for a pipe: the names of the columns first."""
+        yield "\t".join(_column(column).name for column in self.columns)
+        for row in self.cells:
+            yield "\t".join(_cell(cell).plain() for cell in row)
+
+
+def numbers(*names: str) -> list[Column]:
+    """Return columns of numbers."""
+    return [Column(name, is_number=True) for name in names]
+
+
+def _column(column: str | Column) -> Column:
+    return column if isinstance(column, Column) else Column(column)
+
+
+def _cell(cell: str | Cell) -> Cell:
+    return cell if isinstance(cell, Cell) else Cell(cell)
+
+
+def print_rows(*tables: Rows) -> None:
+    """Print tables."""
+    screen = _screen()
+    for table in tables:
+        if screen.is_terminal:
+            screen.print(table.rich())
+        else:
+            print("\n".join(table.plain()), flush=True)
+
+
+def print_cells(*cells: Cell) -> None:
+    """Print one line of what comes bit by bit, at once."""
+    screen = _screen()
+    if screen.is_terminal:
+        screen.print(Text("  ").join(cell.rich() for cell in cells), soft_wrap=True)
+    else:
+        print("\t".join(cell.plain() for cell in cells), flush=True)
 
 
 @contextmanager
-def progress(what: str, size: int | None) -> Iterator[Callable[[int | None, int], None]]:
+def watched() -> Iterator[Callable[[Rows], None]]:
+    """Give the function that shows the newest state of a table, in the place of the one before."""
+    screen = _screen()
+    if not screen.is_terminal:
+        yield print_rows
+        return
+    with Live(Group(), console=screen, auto_refresh=False) as live:
+        yield lambda rows: live.update(rows.rich(), refresh=True)
+
+
+def _screen() -> Console:
+    return _Console(highlight=False, emoji=False)
+
+
+# What takes long
+
+
+@contextmanager
+def progress(
+    what: str, size: int | None, unit: str = "events"
+) -> Iterator[Callable[[int | None, int], None]]:
     """Show a bar, where somebody is there to see it, and give the function that moves it."""
     columns = (
         TextColumn(what),
         BarColumn(),
-        TextColumn("{task.fields[events]:,} events"),
+        TextColumn("{task.fields[done]:,} " + unit),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=say, transient=True, disable=not say.is_terminal) as bar:
-        task = bar.add_task(what, total=size, events=0)
-        yield lambda position, events: bar.update(task, completed=position, events=events)
+    shown = _errors.is_terminal
+    with Progress(*columns, console=_errors, transient=True, disable=not shown) as bar:
+        task = bar.add_task(what, total=size, done=0)
+        yield lambda position, done: bar.update(task, completed=position, done=done)
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int], None]]:
-    """Show how many events have been looked at; the call takes how many there are more."""
-    read = 0
-    with progress(what, None) as advance:
+def counting(what: str, unit: str = "events") -> Iterator[Callable[[int], None]]:
+    """Show how many there were; the call takes how many there are more."""
+    count = 0
+    with progress(what, None, unit) as advance:
 
-        def on_events(count: int) -> None:
-            nonlocal read
-            read += count
-            advance(None, read)
+        def on_more(more: int) -> None:
+            nonlocal count
+            count += more
+            advance(None, count)
 
-        yield on_events
+        yield on_more

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import json
 import os
 import stat
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, cast
 
@@ -18,8 +20,15 @@ import typer
 
 from asyncstore import transfer
 from asyncstore.commands.exits import run
-from asyncstore.commands.options import KeyPrefix, Url, options_of, settings_of_a_store
-from asyncstore.commands.output import progress, say
+from asyncstore.commands.options import (
+    AsJson,
+    Domains,
+    KeyPrefix,
+    Url,
+    options_at,
+    settings_of_a_store,
+)
+from asyncstore.commands.output import RED, json_of, print_json, progress, say
 from asyncstore.errors import CorruptEvent
 from asyncstore.store import open as open_store
 
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 
 _PIPE = Path("-")
 _SHOWN_BAD_LINES = 20
+_GO_ON = "interrupted; what was stored is stored, run it again to go on"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 app = typer.Typer()
@@ -39,6 +49,7 @@ app = typer.Typer()
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="JSON lines, .gz too; - for the standard input.")],
+    as_json: AsJson = False,
     url: Url = None,
     key_prefix: KeyPrefix = None,
 ) -> None:
@@ -46,13 +57,14 @@ def import_(
 
     A bad line is named, and nothing after it in its aggregate is loaded.
     """
-    run(lambda: _import(file, options_of(url, key_prefix)))
+    options = options_at(url, key_prefix)
+    run(lambda: _import(file, as_json, options), interrupted=_GO_ON)
 
 
 @app.command("export")
 def export(
     file: Annotated[Path, typer.Argument(help="JSON lines, .gz too; - for the output.")] = _PIPE,
-    domain: Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")] = None,
+    domain: Domains = None,
     skip_corrupt: Annotated[
         bool,
         typer.Option(
@@ -67,10 +79,10 @@ def export(
     That is events, branches, snapshots and positions; not the dead letters and the progress of
     subscriptions beside their positions.
     """
-    run(lambda: _export(file, domain, skip_corrupt, options_of(url, key_prefix)))
+    run(lambda: _export(file, domain, skip_corrupt, options_at(url, key_prefix)))
 
 
-async def _import(path: Path, options: Options) -> int:
+async def _import(path: Path, as_json: bool, options: Options) -> int:
     started = time.perf_counter()
     with _reading(path) as source:
         async with open_store(**options) as store:
@@ -79,6 +91,8 @@ async def _import(path: Path, options: Options) -> int:
                 await _load_all(source, loading)
             finally:
                 _print_report(loading.report, time.perf_counter() - started)
+                if as_json:
+                    print_json(asdict(loading.report))
     return 1 if loading.report.bad_lines or loading.report.held_back else 0
 
 
@@ -94,14 +108,14 @@ async def _load_all(source: _Source, loading: transfer.Import) -> None:
 
 def _print_report(report: ImportReport, seconds: float) -> None:
     for line in report.bad_lines[:_SHOWN_BAD_LINES]:
-        say.print(f"line {line.number}: {line.why}", style="red", markup=False)
+        say(f"line {line.number}: {line.why}", RED)
     if len(report.bad_lines) > _SHOWN_BAD_LINES:
-        say.print(f"… and {len(report.bad_lines) - _SHOWN_BAD_LINES} more bad lines")
+        say(f"… and {len(report.bad_lines) - _SHOWN_BAD_LINES} more bad lines")
     if report.stopped:
         last = report.bad_lines[-1].number
-        say.print(f"stopped: line {last} names no aggregate, so what follows may belong after it")
+        say(f"stopped: line {last} names no aggregate, so what follows may belong after it")
     if report.held_back:
-        say.print(
+        say(
             f"{report.held_back:,} lines held back: they follow a bad line, "
             f"or the rest of their append is missing"
         )
@@ -109,7 +123,7 @@ def _print_report(report: ImportReport, seconds: float) -> None:
     branches = f"{report.branches:,} branches made, " if report.branches else ""
     beside = f"{report.snapshots:,} snapshots, " if report.snapshots else ""
     beside += f"{report.positions:,} positions, " if report.positions else ""
-    say.print(
+    say(
         f"{report.stored:,} events stored, {branches}{beside}{report.present:,} were there, "
         f"{report.aggregates:,} aggregates, {seconds:.1f} s{rate}"
     )
@@ -161,7 +175,7 @@ async def _export(path: Path, domains: list[str] | None, skip: bool, options: Op
         what = str(error)
         if isinstance(error, CorruptEvent):
             what = f"{error.key}, sequence {error.sequence}: {error.why}"
-        say.print(f"left out: {what}", style="red", markup=False)
+        say(f"left out: {what}", RED)
 
     settings = settings_of_a_store(options)
     count = 0
@@ -173,7 +187,7 @@ async def _export(path: Path, domains: list[str] | None, skip: bool, options: Op
                     count += 1
                     if count % 1000 == 0:
                         advance(None, count)
-    say.print(f"{count:,} lines exported" + (f", {len(corrupt)} left out" if corrupt else ""))
+    say(f"{count:,} lines exported" + (f", {len(corrupt)} left out" if corrupt else ""))
     return 1 if corrupt else 0
 
 
@@ -181,7 +195,7 @@ async def _export(path: Path, domains: list[str] | None, skip: bool, options: Op
 def _writing(path: Path) -> Iterator[IO[bytes]]:
     """Write to the output, or to a file that has its name only once it is complete."""
     if path == _PIPE:
-        yield sys.stdout.buffer
+        yield cast(IO[bytes], _Terminal()) if sys.stdout.isatty() else sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     if path.exists() and not path.is_file():  # a device or a named pipe; a directory says no
@@ -196,6 +210,14 @@ def _writing(path: Path) -> Iterator[IO[bytes]]:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+class _Terminal:
+    """Writes lines of JSON so that the terminal does not act on what is in them."""
+
+    def write(self, line: bytes) -> None:
+        """Write a line."""
+        print(json_of(json.loads(line)))
 
 
 @contextmanager
