@@ -351,7 +351,9 @@ def _identity(aggregate: Aggregate) -> dict[str, Any]:
     }
 
 
-def write_event(event: RecordedEvent, *, with_sequence: bool, append_continues: bool) -> bytes:
+def write_event(
+    event: RecordedEvent, *, with_sequence: bool = True, append_continues: bool = False
+) -> bytes:
     """Return the line of an event."""
     fields: dict[str, Any] = {
         **_identity(event.aggregate),

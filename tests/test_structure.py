@@ -80,6 +80,10 @@ ORDER = [
     "commands.output",
     "commands.options",
     "commands.exits",
+    "commands.shown",
+    "commands.history",
+    "commands.tailing",
+    "commands.appending",
     "commands.transferring",
     "commands.moving",
     "commands.health",
@@ -159,6 +163,7 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
             "anyio",
             {
                 "cluster",
+                "commands.appending",
                 "commands.clusters",
                 "commands.transferring",
                 "doorbell",

@@ -7,12 +7,22 @@ from typing import Annotated
 import typer
 
 from asyncstore import __version__
-from asyncstore.commands import access, clusters, handlers, health, moving, transferring
+from asyncstore.commands import (
+    access,
+    appending,
+    clusters,
+    handlers,
+    health,
+    history,
+    moving,
+    tailing,
+    transferring,
+)
 from asyncstore.commands.exits import EXIT_CODES
 from asyncstore.commands.output import print_line
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
-for _topic in (transferring, moving, health, access, handlers):
+for _topic in (history, tailing, appending, transferring, moving, health, access, handlers):
     app.add_typer(_topic.app)
 app.add_typer(clusters.app, name="cluster")
 

@@ -24,6 +24,9 @@ Url = Annotated[
 KeyPrefix = Annotated[str | None, typer.Option(help="What stands in front of every key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 AsJsonLines = Annotated[bool, typer.Option("--json", help="Write a JSON object a line.")]
+Domain = Annotated[str, typer.Argument(help="The domain.")]
+Root = Annotated[str, typer.Argument(help="The root: which aggregate of the domain.")]
+Edition = Annotated[str, typer.Option(help="The edition.")]
 Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")]
 
 _NEXT_URL: Final = re.compile(r",(?=[a-z]+://)")

@@ -20,9 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 RED: Final = "red"
+_PAGE: Final = 500  # rows
 
 
 class _Console(Console):
@@ -97,6 +98,7 @@ class Column:
 
 
 Columns = Sequence[str | Column]
+Row = Sequence[str | Cell]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Rows:
     """A table."""
 
     columns: Columns
-    cells: Sequence[Sequence[str | Cell]]
+    cells: Sequence[Row]
     title: str = ""
 
     def rich(self) -> Table:
@@ -124,7 +126,7 @@ class Rows:
             yield "\t".join(_cell(cell).plain() for cell in row)
 
 
-def numbers(*names: str) -> list[Column]:
+def numbers(*names: str) -> Columns:
     """Return columns of numbers."""
     return [Column(name, is_number=True) for name in names]
 
@@ -145,6 +147,33 @@ def print_rows(*tables: Rows) -> None:
             screen.print(table.rich())
         else:
             print("\n".join(table.plain()), flush=True)
+
+
+async def print_all(columns: Columns, rows: AsyncIterator[Row]) -> int:
+    """Print a table of any length as it comes; return how many rows it has.
+
+    On a terminal, each page of it has columns as wide as its own texts.
+    """
+    most = _PAGE if _screen().is_terminal else 1
+    count, page = 0, list[Row]()
+    try:
+        async for row in rows:
+            page.append(row)
+            count += 1
+            if len(page) == most:
+                _print_page(Rows(columns, page), is_first=count == most)
+                page = []
+    finally:
+        if page:  # also where the next row is an error
+            _print_page(Rows(columns, page), is_first=count == len(page))
+    return count
+
+
+def _print_page(rows: Rows, *, is_first: bool) -> None:
+    if _screen().is_terminal or is_first:
+        print_rows(rows)
+    else:
+        print("\n".join(list(rows.plain())[1:]), flush=True)
 
 
 def print_cells(*cells: Cell) -> None:
