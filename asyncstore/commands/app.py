@@ -10,10 +10,13 @@ from asyncstore import __version__
 from asyncstore.commands import (
     access,
     appending,
+    beginning,
+    benching,
     clusters,
     handlers,
     health,
     history,
+    measuring,
     moving,
     tailing,
     transferring,
@@ -22,7 +25,12 @@ from asyncstore.commands.exits import EXIT_CODES
 from asyncstore.commands.output import print_line
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
-for _topic in (history, tailing, appending, transferring, moving, health, access, handlers):
+_TOPICS = (
+    *(beginning, history, tailing, appending),
+    *(health, measuring, benching, access),
+    *(handlers, transferring, moving),
+)
+for _topic in _TOPICS:
     app.add_typer(_topic.app)
 app.add_typer(clusters.app, name="cluster")
 

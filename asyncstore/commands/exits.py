@@ -41,14 +41,21 @@ def run(
     command: Callable[[], Coroutine[Any, Any, int]],
     failed: int = FAILED,
     interrupted: str = "interrupted",
-) -> None:
+) -> NoReturn:
     """Run a command, and end with the code that it returns, or that of an error.
 
     `failed` is that of an error which has none of its own. `interrupted` is said at Ctrl-C; ''
     where that is how the command ends.
     """
+    end_with(lambda: asyncio.run(command()), failed, interrupted)
+
+
+def end_with(
+    work: Callable[[], int], failed: int = FAILED, interrupted: str = "interrupted"
+) -> NoReturn:
+    """Do the same with what asks the user before it needs an event loop."""
     try:
-        code = asyncio.run(command())
+        code = work()
         sys.stdout.flush()  # or a closed pipe would show at exit only
     except BrokenPipeError:
         # Whoever read our output has seen enough. What is left of it must not fail at exit.
@@ -57,6 +64,9 @@ def run(
     except (AsyncStoreError, OSError, EOFError, zlib.error) as error:
         say(f"error: {error}", RED)
         code = _code_of(error, failed)
+    except typer.Abort:  # at a question
+        say(interrupted)
+        code = INTERRUPTED
     except KeyboardInterrupt:
         _leave(interrupted)
     raise typer.Exit(code)
