@@ -11,7 +11,16 @@ import anyio.to_thread
 import typer
 
 from asyncstore.commands.exits import run
-from asyncstore.commands.options import AsJson, Domain, Edition, KeyPrefix, Root, Url, options_at
+from asyncstore.commands.options import (
+    AsJson,
+    Domain,
+    Edition,
+    KeyPrefix,
+    Root,
+    Url,
+    options_at,
+    parse_sequence,
+)
 from asyncstore.commands.output import print_json, print_line, say
 from asyncstore.errors import InvalidValue
 from asyncstore.names import MAIN
@@ -109,9 +118,10 @@ def _expected(text: str) -> Expected:
     words: dict[str, Expected] = {"new": NEW, "any": ANY}
     if text in words:
         return words[text]
-    if text.isdecimal() and text.isascii():
-        return int(text)
-    raise InvalidValue("--expected", f"{text!r} is neither new, any nor a sequence")
+    number = parse_sequence("--expected", text)
+    if number is None:
+        raise InvalidValue("--expected", f"{text!r} is neither new, any nor a sequence")
+    return number
 
 
 def _metadata(text: str | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from asyncstore.commands.options import (
     Root,
     Url,
     options_at,
+    parse_sequence,
     settings_of_a_store,
 )
 from asyncstore.commands.output import (
@@ -218,10 +219,11 @@ class _Wanted:
         text = self.until
         if text is None:
             return None, None
-        if text.isdecimal() and text.isascii():
-            if int(text) < self.start:
-                raise InvalidValue("--until", f"{text} is before --from, {self.start}")
-            return int(text) + 1, None
+        last = parse_sequence("--until", text)
+        if last is not None:
+            if last < self.start:
+                raise InvalidValue("--until", f"{last} is before --from, {self.start}")
+            return last + 1, None
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:

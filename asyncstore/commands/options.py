@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from asyncstore.errors import ConfigurationError
+from asyncstore.names import check_sequence
 from asyncstore.settings import EMBEDDED, PRIMARY, Settings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ Root = Annotated[str, typer.Argument(help="The root: which aggregate of the doma
 Edition = Annotated[str, typer.Option(help="The edition.")]
 Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")]
 
+_MANY_DIGITS: Final = 20  # a number of so many is beyond every sequence
 _NEXT_URL: Final = re.compile(r",(?=[a-z]+://)")
 
 
@@ -43,6 +45,14 @@ def options_at(place: str | None, key_prefix: str | None) -> Options:
     if key_prefix is not None:
         options["key_prefix"] = key_prefix
     return options
+
+
+def parse_sequence(option: str, text: str) -> int | None:
+    """Return the sequence that a text is; None if it is something else."""
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    digits = text.lstrip("0") or "0"
+    return check_sequence(option, int(digits[:_MANY_DIGITS]))
 
 
 def settings_of_a_store(options: Options) -> Settings:

@@ -113,8 +113,10 @@ class Rows:
         """Return it for a terminal."""
         table = Table(title=Text(self.title) if self.title else None, title_justify="left")
         for column in map(_column, self.columns):
-            justify = "right" if column.is_number else "left"
-            table.add_column(column.name, justify=justify, ratio=column.share, overflow="fold")  # type: ignore[arg-type]
+            if column.is_number:
+                table.add_column(column.name, justify="right")
+            else:
+                table.add_column(column.name, ratio=column.share, overflow="fold")
         for row in self.cells:
             table.add_row(*(_cell(cell).rich() for cell in row))
         return table
