@@ -627,6 +627,15 @@ def test_nothing_is_acted_on_by_a_terminal(cli: Cli, command: str) -> None:
     assert "[31mb" in shown
 
 
+def test_events_before_a_corrupt_one_are_shown_on_a_terminal(orders: Cli) -> None:
+    key = f"{orders.prefix}events:orders:main:{{1}}"
+    servers.rewrite_member(orders.server, key, 2, servers.without_end)
+    with on_a_terminal("read", "orders", "1", *orders.place) as (process, terminal):
+        shown = shown_on(terminal)
+    assert process.returncode == 1
+    assert shown.index(b"E1") < shown.index(b"sequence 2")
+
+
 def test_init_asks_on_a_terminal() -> None:
     with on_a_terminal("init") as (process, terminal):
         for question, answer in (
@@ -691,6 +700,22 @@ def test_a_reader_that_has_seen_enough(cli: Cli, command: str) -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_interrupted_export_ends_with_a_whole_line(cli: Cli) -> None:
+    lines = (json.dumps({"domain": "d", "root": "1", "type": "T", "data": n}) for n in range(5000))
+    assert cli("import", "-", given="\n".join(lines)).exit_code == 0
+    with cli.process("export") as exporting:
+        assert exporting.stdout is not None
+        assert exporting.stderr is not None
+        exporting.stdout.readline()
+        # It waits for a reader, with most of the lines still before it.
+        exporting.send_signal(signal.SIGINT)
+        rest = exporting.stdout.read()
+        assert exporting.wait(30) == 130
+        assert exporting.stderr.read() == b"interrupted\n"
+    assert rest.endswith(b"}\n")
+    assert rest.count(b"\n") < 4999
 
 
 # Help

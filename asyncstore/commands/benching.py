@@ -123,11 +123,10 @@ async def _remove(store: Store, places: list[Aggregate]) -> None:
     keys = store._keys
     for place in places:
         await store.events.delete(place)
-        # What lasts when an aggregate is gone: it is of a prefix that will not be used again.
-        tag = keys.tag_of(place.root)
-        for key in (keys.commits(tag), keys.erasures(tag)):
-            await store._router.change(forms.is_count, "UNLINK", key)
-    await store._router.change(forms.is_count, "UNLINK", keys.layout())
+    # What lasts when the aggregates are gone: the prefix will not be used again.
+    lasting = {keys.layout(), *(keys.commits(keys.tag_of(place.root)) for place in places)}
+    for key in lasting:
+        await store._router.change(forms.is_count, "UNLINK", key)
 
 
 # Measuring

@@ -56,7 +56,6 @@ def end_with(
     """Do the same with what asks the user before it needs an event loop."""
     try:
         code = work()
-        sys.stdout.flush()  # or a closed pipe would show at exit only
     except BrokenPipeError:
         # Whoever read our output has seen enough. What is left of it must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,5 +84,5 @@ def _leave(why: str) -> NoReturn:
     with suppress(OSError):
         if why:
             say(why)
-        sys.stdout.flush()
+        sys.stdout.flush()  # what is there are whole lines
     os._exit(INTERRUPTED)  # a thread may still wait for a pipe, and nothing else is left to do

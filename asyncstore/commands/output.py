@@ -64,7 +64,7 @@ def print_json(value: Any) -> None:
 
 def json_of(value: Any) -> str:
     """Return a value as JSON in ASCII, which no terminal acts on. Of what is no JSON its `str`."""
-    return json.dumps(value, default=str).replace("\x7f", "\\u007f")
+    return json.dumps(value, default=str)
 
 
 # Tables
