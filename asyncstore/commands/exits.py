@@ -81,8 +81,7 @@ def _code_of(error: Exception, failed: int) -> int:
 
 
 def _leave(why: str) -> NoReturn:
-    with suppress(OSError):
-        if why:
+    if why:
+        with suppress(OSError):
             say(why)
-        sys.stdout.flush()  # what is there are whole lines
     os._exit(INTERRUPTED)  # a thread may still wait for a pipe, and nothing else is left to do
