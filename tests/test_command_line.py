@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -733,6 +734,12 @@ def test_every_command_has_help_and_json(command: str) -> None:
     done = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     assert ("--json" in done.stdout) == (command != "export"), "an export is JSON already"
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    named = set(re.findall(r"^asyncstore (cluster [a-z]+|[a-z-]+)", readme, re.M))
+    assert {"init", "doctor", "cluster stats"} <= named <= set(COMMANDS)
 
 
 def test_exit_codes_are_documented() -> None:
