@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -15,4 +16,7 @@ def main() -> None:
         sys.exit(f"The command line needs {error.name}: pip install 'asyncstore[cli]'")
     except KeyboardInterrupt:
         sys.exit(130)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where it is not UTF-8
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -21,12 +21,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 import asyncstore
-from asyncstore import ANY, Aggregate, Event, Settings, sizes
+from asyncstore import (
+    ANY,
+    Aggregate,
+    ConfigurationError,
+    Durability,
+    DurabilityNotReached,
+    Event,
+    EventTooLarge,
+    OutcomeUnknown,
+    SequenceConflict,
+    Settings,
+    StoreUnavailable,
+    acl,
+    sizes,
+)
 from asyncstore.commands import beginning, tailing
 from asyncstore.commands.app import app
+from asyncstore.commands.exits import run
 from asyncstore.commands.output import json_of, safe
 from tests import servers
 from tests.fix_clusters import SmallCluster
@@ -61,10 +77,22 @@ class Cli:
         assert done.exit_code == 0, done.stderr
         return int(done.stdout)
 
-    def process(self, *arguments: str) -> subprocess.Popen[bytes]:
+    @contextmanager
+    def process(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         pipe = subprocess.PIPE
         command = [*ASYNCSTORE, *arguments, *self.place]
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe)
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe) as process, killed(process):
+            yield process
+
+
+@contextmanager
+def killed(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill it where a test ends before it does: leaving a Popen waits for it."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
 
 
 @pytest.fixture
@@ -272,6 +300,31 @@ def test_a_level_that_the_server_can_not_give(cli: Cli) -> None:
     assert done.exit_code == 1
     assert "nothing was written" in done.stderr
     assert cli.lines("domains") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SequenceConflict(Aggregate("d", "1"), 1, 2), 3),
+        (DurabilityNotReached(Aggregate("d", "1"), 0, 0, Durability.FSYNC, False, 0), 4),
+        (OutcomeUnknown("redis://h", "no answer"), 4),
+        (StoreUnavailable("redis://h", "no connection"), 1),
+        (EventTooLarge("max_event_bytes", 1, 2, 0), 2),
+        (ConfigurationError("url", "it is none"), 2),
+        (FileNotFoundError(2, "No such file", "x"), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_which_error_has_which_code(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail() -> int:
+        raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        run(fail)
+    assert ended.value.exit_code == code
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 # What can't be done as it was asked for
@@ -585,6 +638,34 @@ def test_init_refuses_what_is_no_setting(arguments: list[str], said: str) -> Non
     assert not Path("asyncstore.toml").exists()
 
 
+# Other commands, for programs
+
+
+def test_reset_for_programs(orders: Cli) -> None:
+    asyncio.run(subscribe(orders.server.url, orders.prefix))
+    (one,) = orders.json("reset", "projector", "orders", "--to", "2026-01-31T12:00:00+00:00")
+    place = {"handler": "projector", "domain": "orders", "edition": "main"}
+    assert one == {**place, "to": "2026-01-31T12:00:00+00:00"}
+    assert orders.json("reset", "projector", "orders") == [{**place, "to": "first"}]
+    (progress,) = orders.json("subscriptions")
+    assert (progress["handler"], progress["events_behind"]) == ("projector", 3)
+
+
+def test_acl_for_programs() -> None:
+    done = CliRunner().invoke(app, ["acl", "me", "--json"])
+    assert json.loads(done.stdout) == {"user": "me", "command": acl.line("me")}
+
+
+def test_migrate_for_programs(orders: Cli) -> None:
+    new = f"{orders.prefix}new:"
+    arguments = ("--key-prefix", orders.prefix, "--new-key-prefix", new, "--stopped", "--json")
+    url = orders.server.url
+    done = CliRunner().invoke(app, ["migrate", url, url, *arguments])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["done"], found["differences"]) == (True, [])
+
+
 # Terminals
 
 
@@ -594,9 +675,12 @@ def on_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], in
     ours, theirs = pty.openpty()
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     try:
-        with subprocess.Popen(
-            [*ASYNCSTORE, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environ
-        ) as process:
+        with (
+            subprocess.Popen(
+                [*ASYNCSTORE, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environ
+            ) as process,
+            killed(process),
+        ):
             os.close(theirs)
             yield process, ours
     finally:
@@ -701,6 +785,35 @@ def test_a_reader_that_has_seen_enough(cli: Cli, command: str) -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_bar_on_the_terminal_takes_nothing_out_of_a_pipe(orders: Cli) -> None:
+    url = orders.server.url
+    arguments = ("--key-prefix", orders.prefix, "--new-key-prefix", f"{orders.prefix}none:")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*ASYNCSTORE, "compare", url, url, *arguments], stdout=subprocess.PIPE, stderr=theirs
+    ) as comparing:
+        os.close(theirs)
+        out, _ = comparing.communicate()
+        shown = shown_on(ours)
+    os.close(ours)
+    assert comparing.returncode == 1
+    assert b"orders/1" in out
+    assert b"orders/1" not in shown
+    assert b"differences" in shown
+
+
+def test_an_output_that_is_not_utf_8(cli: Cli) -> None:
+    cli.append("orders", "ä", "Wörter", '"€"')
+    done = subprocess.run(
+        [*ASYNCSTORE, "read", "orders", "ä", *cli.place],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.rstrip().endswith(b'W\\xf6rter\t"\\u20ac"')
 
 
 def test_an_interrupted_export_ends_with_a_whole_line(cli: Cli) -> None:

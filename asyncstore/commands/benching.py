@@ -27,6 +27,7 @@ from asyncstore.commands.output import (
 )
 from asyncstore.errors import AsyncStoreError
 from asyncstore.settings import Settings
+from asyncstore.sharing import all_of
 from asyncstore.store import open as open_store
 from asyncstore.values import Aggregate, Durability, Event
 
@@ -120,13 +121,11 @@ async def _removed(store: Store, places: list[Aggregate]) -> AsyncIterator[None]
 
 
 async def _remove(store: Store, places: list[Aggregate]) -> None:
-    keys = store._keys
-    for place in places:
-        await store.events.delete(place)
+    await all_of(store.events.delete(place) for place in places)
     # What lasts when the aggregates are gone: the prefix will not be used again.
+    keys = store._keys
     lasting = {keys.layout(), *(keys.commits(keys.tag_of(place.root)) for place in places)}
-    for key in lasting:
-        await store._router.change(forms.is_count, "UNLINK", key)
+    await all_of(store._router.change(forms.is_count, "UNLINK", key) for key in lasting)
 
 
 # Measuring

@@ -38,7 +38,7 @@ async def _stats(as_json: bool, options: Options) -> int:
     if as_json:
         print_json(_fields(found))
         return 0
-    columns = numbers("aggregates", "events", "memory", "bytes/event", "without indexes etc.")
+    columns = numbers("aggregates", "events", "memory", "bytes/event", "events only")
     print_rows(Rows(["domain", *columns], [_row(one) for one in (*found.domains, found.total)]))
     used = "not known" if found.server_memory is None else _mebibytes(found.server_memory)
     say(f"{found.keys:,} keys; memory of the server, whoever uses it: {used}")

@@ -8,6 +8,7 @@ types and data may have been chosen by anybody: what a terminal would act on is 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -216,8 +217,14 @@ def progress(
         TextColumn("{task.fields[done]:,} " + unit),
         TimeElapsedColumn(),
     )
-    shown = _errors.is_terminal
-    with Progress(*columns, console=_errors, transient=True, disable=not shown) as bar:
+    with Progress(
+        *columns,
+        console=_errors,
+        transient=True,
+        disable=not _errors.is_terminal,
+        # What is printed meanwhile goes above the bar, but never from a pipe to the terminal.
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
         task = bar.add_task(what, total=size, done=0)
         yield lambda position, done: bar.update(task, completed=position, done=done)
 
