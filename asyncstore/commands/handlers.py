@@ -28,6 +28,7 @@ from asyncstore.commands.output import (
     say,
     watched,
 )
+from asyncstore.errors import InvalidValue
 from asyncstore.names import MAIN
 from asyncstore.store import open as open_store
 from asyncstore.values import Start
@@ -69,8 +70,6 @@ def dead_letters_(
     key_prefix: KeyPrefix = None,
 ) -> None:
     """List the events that a handler could not handle; have them handled again, or forget them."""
-    if retry and drop:
-        raise typer.BadParameter("--retry and --drop exclude each other")
     which = _Letters(handler, domain, edition, root)
     run(lambda: _dead_letters(which, retry, drop, as_json, options_at(url, key_prefix)))
 
@@ -88,11 +87,7 @@ def reset_(
     key_prefix: KeyPrefix = None,
 ) -> None:
     """Put a handler back: it handles all events of a domain anew, or those from a time on."""
-    try:
-        start = Start(to) if to in ("first", "now") else datetime.fromisoformat(to)
-    except ValueError:
-        raise typer.BadParameter(f"--to {to!r} is neither first, now nor a time") from None
-    wanted = _Reset(handler, domain, edition, start)
+    wanted = _Reset(handler, domain, edition, to)
     run(lambda: _reset(wanted, as_json, options_at(url, key_prefix)))
 
 
@@ -150,6 +145,8 @@ class _Letters:
 async def _dead_letters(
     which: _Letters, retry: bool, drop: bool, as_json: bool, options: Options
 ) -> int:
+    if retry and drop:
+        raise InvalidValue("--retry", "it can't be together with --drop")
     count = 0
     async with open_store(settings_of_a_store(options)) as store:
         letters = store.subscriptions.dead_letters(
@@ -199,18 +196,25 @@ class _Reset:
     handler: str
     domain: str
     edition: str
-    start: Start | datetime
+    to: str
+
+    def start(self) -> Start | datetime:
+        """Return where it begins."""
+        if self.to in ("first", "now"):
+            return Start(self.to)
+        try:
+            return datetime.fromisoformat(self.to)
+        except ValueError:
+            raise InvalidValue("--to", f"{self.to!r} is neither first, now nor a time") from None
 
 
 async def _reset(wanted: _Reset, as_json: bool, options: Options) -> int:
+    start = wanted.start()
     async with open_store(settings_of_a_store(options)) as store:
         await store.subscriptions.reset(
-            wanted.handler, wanted.domain, edition=wanted.edition, to=wanted.start
+            wanted.handler, wanted.domain, edition=wanted.edition, to=start
         )
     if as_json:
-        start = wanted.start
-        to = start.value if isinstance(start, Start) else start.isoformat()
-        place = {"domain": wanted.domain, "edition": wanted.edition}
-        print_json({"handler": wanted.handler, **place, "to": to})
+        print_json(asdict(wanted))
     say(f"{wanted.handler} begins anew in {wanted.domain}")
     return 0

@@ -112,7 +112,7 @@ class Rows:
 
     def rich(self) -> Table:
         """Return it for a terminal."""
-        table = Table(title=Text(self.title) if self.title else None, title_justify="left")
+        table = Table(title=Text(safe(self.title)) if self.title else None, title_justify="left")
         for column in map(_column, self.columns):
             if column.is_number:
                 table.add_column(column.name, justify="right")
