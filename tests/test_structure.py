@@ -168,7 +168,6 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
             {
                 "cluster",
                 "commands.appending",
-                "commands.benching",
                 "commands.clusters",
                 "commands.transferring",
                 "doorbell",

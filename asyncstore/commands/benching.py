@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import statistics
 import time
@@ -10,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import anyio
 import typer
 
 from asyncstore import forms
@@ -113,7 +113,7 @@ async def _removed(store: Store, places: list[Aggregate]) -> AsyncIterator[None]
         yield
     finally:
         try:
-            with anyio.fail_after(_REMOVING_SECONDS, shield=True):
+            async with asyncio.timeout(_REMOVING_SECONDS):
                 await _remove(store, places)
         except (AsyncStoreError, TimeoutError):
             say(f"not all was deleted: look for keys that begin with {store.settings.key_prefix}")
