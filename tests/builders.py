@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterable, Iterable
-from typing import TypeVar
 
-from asyncstore import Event, RecordedEvent, slots
+from asyncstore import slots
 from asyncstore.keys import ALL, Keys
+from asyncstore.testing.builders import listed, numbered, sequences
 
-T = TypeVar("T")
-
-
-def numbered(count: int, start: int = 0) -> list[Event]:
-    """Return events whose data is their number."""
-    return [Event("Counted", {"n": n}) for n in range(start, start + count)]
-
-
-def sequences(events: Iterable[RecordedEvent]) -> list[int]:
-    return [event.sequence for event in events]
-
-
-async def listed(items: AsyncIterable[T]) -> list[T]:
-    return [item async for item in items]
+__all__ = ["KeysOfOne", "listed", "numbered", "roots_of_one_slot", "sequences"]
 
 
 def roots_of_one_slot(count: int) -> list[str]:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-pytest_plugins = ["tests.fix_clusters", "tests.fix_stores"]
+pytest_plugins = ["asyncstore.testing.conformance", "tests.fix_clusters", "tests.fix_stores"]
 
 
 @pytest.fixture(autouse=True)

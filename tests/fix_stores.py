@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 import asyncstore
-from asyncstore import Aggregate, Store
+from asyncstore import Store
 from tests import servers
 
 BINARIES = servers.binaries()
@@ -60,11 +60,6 @@ async def store(server: servers.Server, prefix: str) -> AsyncIterator[Store]:
     async with asyncstore.open(server.url, key_prefix=prefix) as opened:
         yield opened
     servers.sweep(server, prefix)
-
-
-@pytest.fixture
-def order() -> Aggregate:
-    return Aggregate("orders", uuid.uuid4())
 
 
 @pytest.fixture(params=BINARIES)

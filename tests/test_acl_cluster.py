@@ -16,25 +16,7 @@ from tests.polling import eventually
 from tests.servers import Server, as_user
 
 # The contract of events, under that user.
-from tests.test_contract_events import (
-    TestAppend,
-    TestDelete,
-    TestListing,
-    TestLoad,
-    TestNextSequence,
-    TestRead,
-    TestTime,
-)
-
-__all__ = [
-    "TestAppend",
-    "TestDelete",
-    "TestListing",
-    "TestLoad",
-    "TestNextSequence",
-    "TestRead",
-    "TestTime",
-]
+from tests.test_contract_events import *  # noqa: F403
 
 
 @pytest.fixture(scope="module")

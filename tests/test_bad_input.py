@@ -284,7 +284,7 @@ class TestEvents:
             Point(1),
             {"point": Point(1)},
         ],
-        ids=lambda data: repr(data)[:17],
+        ids=lambda data: type(data).__name__,
     )
     async def test_what_is_not_json(self, closed_store: Store, data: Any) -> None:
         for event in (Event("Bad", data), Event("Bad", None, metadata={"key": data})):
