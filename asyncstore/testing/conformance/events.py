@@ -337,6 +337,7 @@ class TestLoad:
 
 
 class TestListing:
+    @needs("editions")
     async def test_roots_domains_editions(self, store: Store) -> None:
         assert await listed(store.events.domains()) == []
         assert await listed(store.events.roots("orders")) == []
@@ -393,6 +394,7 @@ class TestDelete:
     async def test_unknown_is_fine(self, store: Store, order: Aggregate) -> None:
         assert await store.events.delete(order) == 0
 
+    @needs("editions")
     async def test_the_last_root_takes_its_domain_along(
         self, store: Store, order: Aggregate
     ) -> None:

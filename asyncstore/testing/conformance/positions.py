@@ -39,6 +39,7 @@ async def test_concurrent_advances_end_at_the_highest(store: Store, order: Aggre
     assert await store.positions.get("p", order) == 50
 
 
+@needs("editions")
 async def test_apart_by_handler_domain_edition_and_root(store: Store, order: Aggregate) -> None:
     places = [
         ("a", order),

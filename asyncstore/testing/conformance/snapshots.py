@@ -121,6 +121,7 @@ async def test_delete_then_anew(store: Store, order: Aggregate) -> None:
     assert await at(store, order) == 0
 
 
+@needs("editions")
 async def test_apart_by_root_domain_and_edition(store: Store, order: Aggregate) -> None:
     places = [order, Aggregate("orders", "other"), Aggregate("carts", order.root), order.on("x")]
     for n, place in enumerate(places):

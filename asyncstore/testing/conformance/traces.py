@@ -84,6 +84,7 @@ class TestIdempotencyKey:
             assert done == Appended(n, n)
         assert [e.idempotency_key for e in await store.events.read(order)] == ["a", "b", "A"]
 
+    @needs("editions")
     async def test_apart_by_aggregate_edition_and_domain(
         self, store: Store, order: Aggregate
     ) -> None:
@@ -214,6 +215,7 @@ class TestIdempotencyKey:
         assert done == Appended(2, 2, duplicate=False)
         assert numbers(await store.events.find_idempotency_key(order, "pay")) == [2]
 
+    @needs("editions")
     @pytest.mark.parametrize("first", [0, 2, 5])
     async def test_on_a_branchs_first_append(
         self, store: Store, order: Aggregate, first: int
@@ -235,6 +237,7 @@ class TestIdempotencyKey:
         assert await store.events.find_idempotency_key(order, "pay") == []
         assert numbers(await store.events.read(order)) == list(range(5))
 
+    @needs("editions")
     async def test_a_key_of_main_is_not_the_branchs(self, store: Store, order: Aggregate) -> None:
         branch = order.on("what-if")
         await store.events.append(order, numbered(2), expected=NEW, idempotency_key="pay")
@@ -291,6 +294,7 @@ class TestSource:
         sources = [event.source for event in await store.events.read(order)]
         assert sources == [None, CART, CART, CART]
 
+    @needs("editions")
     async def test_find(self, store: Store, order: Aggregate) -> None:
         assert await store.events.find_source(order, CART) == []
         await store.events.append(order, numbered(2), expected=NEW)
@@ -352,6 +356,7 @@ class TestSource:
         assert found.source == source
         assert found.source.root == str(root)
 
+    @needs("editions")
     async def test_on_a_branch_it_finds_the_branchs_own(
         self, store: Store, order: Aggregate
     ) -> None:
@@ -413,6 +418,7 @@ class TestCorrelation:
             wanted = [e for e in events if e.correlation_id == correlation_id]
             assert book == EventBook(order, wanted)
 
+    @needs("editions")
     async def test_books_are_in_order_of_domain_edition_and_root(self, store: Store) -> None:
         places = [
             Aggregate(domain, root, edition)
@@ -427,8 +433,7 @@ class TestCorrelation:
         wanted = sorted((p.domain, p.edition, p.root, [0, 2, 3]) for p in places)
         assert told(await store.events.correlated("c")) == wanted
 
-    # the colon: `orders-eu` and `orders2` come before `orders`, though the docstring of
-    # `correlated` says "in the order of their domains, editions and roots".
+    @needs("editions")
     async def test_books_are_in_that_order_also_where_one_name_begins_like_another(
         self, store: Store
     ) -> None:
@@ -447,6 +452,7 @@ class TestCorrelation:
         assert sorted(told(books)) == wanted
         assert told(books) == wanted
 
+    @needs("editions")
     async def test_on_branches_only_their_own_events(self, store: Store, order: Aggregate) -> None:
         branch = order.on("what-if")
         await store.events.append(order, numbered(3), expected=NEW, correlation_id="c")
@@ -537,6 +543,7 @@ class TestCorrelation:
             assert [(e.sequence, e.correlation_id) for e in book.events] == [(n, correlation_id)]
         assert await store.events.correlated("c-") == []
 
+    @needs("editions")
     async def test_deleted_ones_are_not_there(self, store: Store, order: Aggregate) -> None:
         branch, other = order.on("what-if"), Aggregate("orders", "other")
         for place in (order, branch, other):
@@ -555,7 +562,7 @@ class TestCorrelation:
 
 @needs("correlation", "idempotency", "sources")
 class TestAllTogether:
-    @pytest.mark.parametrize("where", ["main", "what-if"])
+    @pytest.mark.parametrize("where", ["main", pytest.param("what-if", marks=needs("editions"))])
     @pytest.mark.parametrize(
         "data", [{"ü": [1, None]}, b"", b"\x00\xff\n\r\n", b'{"a":1}'], ids=repr
     )
