@@ -12,7 +12,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncstore
-from asyncstore import ANY, MAIN, Aggregate, Appended, Event, Events, Positions, RecordedEvent, Store
+from asyncstore import (
+    ANY,
+    MAIN,
+    Aggregate,
+    Appended,
+    Event,
+    Events,
+    Positions,
+    RecordedEvent,
+    Store,
+)
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ import redis
 
 from asyncstore import acl, embedded, embedded_cluster
 from asyncstore.keys import Keys
+from asyncstore.testing import servers as testing_servers
 
 READY_SECONDS = 20
 
@@ -108,7 +109,7 @@ def kinds() -> list[Kind]:
         Kind("embedded-valkey-acl", None, _embedded, as_user, only_contract=True),
         Kind("embedded-cluster", None, _cluster, only_contract=True),
         Kind("test-url", _url_missing(), _given),
-        Kind("container", _container_missing(), _container),
+        Kind("container", testing_servers.container_missing(), testing_servers.container),
     ]
 
 
@@ -179,29 +180,6 @@ def _given() -> Iterator[str]:
 
 def _url_missing() -> str | None:
     return None if os.environ.get("ASYNCSTORE_TEST_URL") else "ASYNCSTORE_TEST_URL is not set"
-
-
-def _container_missing() -> str | None:
-    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    if host.startswith("unix://") and not Path(host.removeprefix("unix://")).exists():
-        return f"neither Docker nor podman is there: no {host}"
-    import docker
-
-    try:
-        client = docker.from_env(timeout=5)
-    except docker.errors.DockerException:
-        return f"neither Docker nor podman answers at {host}"
-    client.close()
-    return None
-
-
-@contextmanager
-def _container() -> Iterator[str]:
-    from testcontainers.community.redis import RedisContainer
-
-    with RedisContainer("redis:7.4-alpine") as container:
-        host, port = container.get_container_host_ip(), container.get_exposed_port(6379)
-        yield f"redis://{host}:{port}/0"
 
 
 @contextmanager
