@@ -18,8 +18,6 @@ from asyncstore import (
     Aggregate,
     Appended,
     Event,
-    Events,
-    Positions,
     RecordedEvent,
     Store,
 )

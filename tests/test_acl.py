@@ -97,9 +97,9 @@ async def test_a_lost_reply_is_found_out_under_it() -> None:
         async with proxy_to(Path(urlsplit(server.url).path)) as proxy:
             url = proxy.url.replace("://", "://app:s3cret@", 1)
             async with asyncstore.open(url, key_prefix="test-1:") as store:
-                proxy.lose = 1
+                proxy.replies.cut()
                 done = await store.events.append(ORDER, numbered(1), expected=NEW)
-                assert (proxy.lost, done.first_sequence) == (1, 0)
+                assert (proxy.cuts, done.first_sequence) == (1, 0)
 
 
 def test_waitaof_is_for_servers_that_have_it() -> None:

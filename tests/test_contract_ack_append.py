@@ -34,9 +34,10 @@ from asyncstore import (
     Subscription,
     UnexpectedReply,
 )
+from asyncstore.testing import FaultProxy
 from tests.builders import listed, numbered, roots_of_one_slot, sequences
 from tests.polling import eventually
-from tests.proxy import Proxy, proxy_to
+from tests.proxy import proxy_to
 from tests.servers import RedisServer, Server, redis_server
 
 SECONDS = 20
@@ -433,7 +434,7 @@ async def has_end(store: Store, place: Aggregate, end: int) -> None:
 
 
 @pytest.fixture
-async def proxied(binary: str) -> AsyncIterator[tuple[Proxy, Store]]:
+async def proxied(binary: str) -> AsyncIterator[tuple[FaultProxy, Store]]:
     """A store behind a proxy."""
     with redis_server(binary) as running:
         path = Path(urlsplit(running.url).path)
@@ -450,7 +451,7 @@ class TestLostReplies:
     @pytest.mark.parametrize("key", [None, "pay"])
     async def test_the_answer_is_found_again(
         self,
-        proxied: tuple[Proxy, Store],
+        proxied: tuple[FaultProxy, Store],
         order: Aggregate,
         expected: asyncstore.Expected,
         key: str | None,
@@ -459,40 +460,42 @@ class TestLostReplies:
         await store.events.append(order, numbered(1), expected=NEW)
         async with store.subscribe("manager", "orders") as sub:
             delivery = await take(sub)
-            proxy.doomed = GIVEN_BACK
+            proxy.replies.cut(having=GIVEN_BACK)
             done = await delivery.ack(append=effects(2), expected=expected, idempotency_key=key)
-            assert (proxy.lost, done) == (1, Appended(1, 2))
+            assert (proxy.cuts, done) == (1, Appended(1, 2))
             assert (await take(sub)).event.sequence == 1
         assert await store.events.next_sequence(order) == 3
 
     async def test_in_the_middle_of_a_batch(
-        self, proxied: tuple[Proxy, Store], order: Aggregate
+        self, proxied: tuple[FaultProxy, Store], order: Aggregate
     ) -> None:
         proxy, store = proxied
         await store.events.append(order, numbered(3), expected=NEW)
         async with store.subscribe("manager", "orders") as sub:
             delivery = await anext(sub.batches())
             for through in (0, 1):
-                proxy.doomed = STILL_HELD
+                proxy.replies.cut(having=STILL_HELD)
                 done = await delivery.ack(through=through, append=effects())
-                assert (proxy.lost, done) == (through + 1, Appended(3 + through, 3 + through))
+                assert (proxy.cuts, done) == (through + 1, Appended(3 + through, 3 + through))
             assert await store.positions.get("manager", order) == 1
             assert await delivery.ack(append=effects()) == Appended(5, 5)
         assert await store.events.next_sequence(order) == 6
 
     async def test_of_a_key_that_was_used_before(
-        self, proxied: tuple[Proxy, Store], order: Aggregate
+        self, proxied: tuple[FaultProxy, Store], order: Aggregate
     ) -> None:
         proxy, store = proxied
         await store.events.append(order, numbered(2), expected=NEW, idempotency_key="done")
         async with store.subscribe("manager", "orders", batch=1) as sub:
             delivery = await take(sub)
-            proxy.doomed = GIVEN_BACK
+            proxy.replies.cut(having=GIVEN_BACK)
             done = await delivery.ack(append=effects(), idempotency_key="done")
-            assert (proxy.lost, done) == (1, Appended(0, 1, duplicate=True))
+            assert (proxy.cuts, done) == (1, Appended(0, 1, duplicate=True))
         assert await store.events.next_sequence(order) == 2
 
-    async def test_of_a_dead_letter(self, proxied: tuple[Proxy, Store], order: Aggregate) -> None:
+    async def test_of_a_dead_letter(
+        self, proxied: tuple[FaultProxy, Store], order: Aggregate
+    ) -> None:
         proxy, store = proxied
         await store.events.append(order, numbered(1), expected=NEW)
         async with store.subscribe("manager", "orders", retries=0, sweep=SOON) as sub:
@@ -500,13 +503,13 @@ class TestLostReplies:
             (letter,) = await listed(store.subscriptions.dead_letters("manager"))
             await store.subscriptions.retry(letter)
             delivery = await take(sub)
-            proxy.doomed = GIVEN_BACK
+            proxy.replies.cut(having=GIVEN_BACK)
             assert await delivery.ack(append=effects()) == Appended(1, 1)
-            assert proxy.lost == 1
+            assert proxy.cuts == 1
             assert (await take(sub)).event.sequence == 1
         assert await store.events.next_sequence(order) == 2
 
-    async def test_at_random_under_many_workers(self, proxied: tuple[Proxy, Store]) -> None:
+    async def test_at_random_under_many_workers(self, proxied: tuple[FaultProxy, Store]) -> None:
         """Each number is counted down to 0 by the handler itself, whatever gets lost."""
         proxy, store = proxied
         places = [Aggregate("countdown", f"{n}") for n in range(20)]
@@ -524,16 +527,16 @@ class TestLostReplies:
             store.subscribe("counter", "countdown", lease=0.5) as one,
             other.subscribe("counter", "countdown", lease=0.5) as two,
         ):
-            proxy.odds = 0.05
+            proxy.replies.cut_at_random(0.05)
             tasks = [asyncio.ensure_future(count_down(sub)) for sub in (one, two, one, two)]
             for place in places:
                 await has_end(store, place, 11)
-            proxy.odds = 0.0
+            proxy.replies.mend()
             await one.wait_until_caught_up(timeout=SECONDS)
             for sub in (one, two):
                 sub.stop()
             await asyncio.gather(*tasks)
-        assert proxy.lost > 5
+        assert proxy.cuts > 5
         for place in places:
             events = await store.events.read(place)
             assert [event.data for event in events] == list(range(10, -1, -1))

@@ -122,11 +122,11 @@ class TestLostReply:
     ) -> None:
         async with proxy_to(self.path(running)) as proxy, asyncstore.open(proxy.url) as store:
             await store.events.append(order, numbered(3), expected=NEW)
-            proxy.lose = 1
+            proxy.replies.cut()
             done = await store.events.append(
                 order, numbered(2, 3), expected=expected, idempotency_key="pay"
             )
-            assert proxy.lost == 1
+            assert proxy.cuts == 1
             assert done == Appended(3, 4, duplicate=False)
             assert numbers(await store.events.read(order)) == [0, 1, 2, 3, 4]
             again = await store.events.append(
@@ -138,11 +138,11 @@ class TestLostReply:
         branch = order.on("what-if")
         async with proxy_to(self.path(running)) as proxy, asyncstore.open(proxy.url) as store:
             await store.events.append(order, numbered(3), expected=NEW)
-            proxy.lose = 1
+            proxy.replies.cut()
             done = await store.events.append(
                 branch, numbered(2, 90), expected=1, idempotency_key="pay", correlation_id="c"
             )
-            assert proxy.lost == 1
+            assert proxy.cuts == 1
             assert done == Appended(1, 2, duplicate=False)
             assert numbers(await store.events.read(branch)) == [0, 90, 91]
 
@@ -160,9 +160,9 @@ class TestLostReply:
                 call = other.events.append(order, numbered(2, 7), expected=2)
                 meanwhile.append(asyncio.create_task(call))
 
-            proxy.on_lost = append_another
+            proxy.on_cut = append_another
             await store.events.append(order, numbered(1), expected=NEW)
-            proxy.lose = 1
+            proxy.replies.cut()
             done = await store.events.append(
                 order, numbered(1, 1), expected=ANY, idempotency_key="pay"
             )
@@ -173,11 +173,11 @@ class TestLostReply:
     async def test_a_duplicate_stays_one(self, running: RedisServer, order: Aggregate) -> None:
         async with proxy_to(self.path(running)) as proxy, asyncstore.open(proxy.url) as store:
             await store.events.append(order, numbered(2), expected=NEW, idempotency_key="pay")
-            proxy.lose = 1
+            proxy.replies.cut()
             again = await store.events.append(
                 order, numbered(1), expected=ANY, idempotency_key="pay"
             )
-            assert proxy.lost == 1
+            assert proxy.cuts == 1
             assert again == Appended(0, 1, duplicate=True)
             assert sequences(await store.events.read(order)) == [0, 1]
 
@@ -185,7 +185,7 @@ class TestLostReply:
         places = [Aggregate(f"group-{uuid.uuid4()}", f"{n}") for n in range(24)]
         async with proxy_to(self.path(running)) as proxy, asyncstore.open(proxy.url) as store:
             await store.events.next_sequence(places[0])
-            proxy.lose = 1
+            proxy.replies.cut()
             done = await asyncio.gather(
                 *(
                     store.events.append(
@@ -194,7 +194,7 @@ class TestLostReply:
                     for place in places
                 )
             )
-            assert proxy.lost == 1
+            assert proxy.cuts == 1
             assert set(done) == {Appended(0, 1, duplicate=False)}
             for place in places:
                 assert numbers(await store.events.find_source(place, CART)) == [0, 1]

@@ -33,7 +33,7 @@ async def test_a_cut_connection_is_told_and_comes_back(one_server: Server, prefi
         asyncstore.open(proxy.url, key_prefix=prefix) as store,
         store.listen() as live,
     ):
-        proxy.lose = 1  # the message is lost, and its connection with it
+        proxy.replies.cut()  # the message is lost, and its connection with it
         await writer.events.append(ORDER, numbered(1), expected=NEW)
         async with asyncio.timeout(SECONDS):
             assert await until_lagged(live) == []
@@ -67,10 +67,10 @@ async def test_a_half_open_connection_is_noticed(
         store.listen() as live,
     ):
         before = proxy.connections
-        proxy.swallow = True
+        proxy.replies.swallow()
         await writer.events.append(ORDER, numbered(1), expected=NEW)
         await eventually(lambda: proxy.connections > before, "it is dialled again")
-        proxy.swallow = False
+        proxy.replies.pass_on()
         async with asyncio.timeout(SECONDS):
             assert await until_lagged(live) == []
         await writer.events.append(ORDER, numbered(1, 1), expected=1)
@@ -102,11 +102,11 @@ async def test_a_server_that_is_away(one_server: Server, prefix: str) -> None:
         proxy_to(socket_of(one_server)) as proxy,
         asyncstore.open(proxy.url, key_prefix=prefix, timeout=0.5) as store,
     ):
-        proxy.swallow = True
+        proxy.replies.swallow()
         with pytest.raises(StoreUnavailable):
             async with store.listen():
                 pass
-        proxy.swallow = False
+        proxy.replies.pass_on()
         async with store.listen():
             pass
 

@@ -412,7 +412,7 @@ class TestReplicas:
                 asyncstore.open(proxy.url, timeout=1) as store,
             ):
                 await store.events.append(ORDER, numbered(1), expected=NEW)
-                proxy.mute_new = True  # the lane of the waits is dialled, and nobody answers
+                proxy.is_deaf = True  # the lane of the waits is dialled, and nobody answers
                 loop = asyncio.get_running_loop()
                 began = loop.time()
                 outcomes = await asyncio.gather(
@@ -492,8 +492,8 @@ class TestHistory:
             ):
                 await store.events.append(ORDER, numbered(5), expected=NEW)
                 await other.events.append(ORDER, numbered(2), expected=NEW)
-                proxy._socket_path = Path(urlsplit(second.url).path)  # a failover
-                proxy.lose = 1
+                proxy.target = second.url  # a failover
+                proxy.replies.cut()
                 with pytest.raises(HistoryRegressed) as caught:
                     await store.events.append(ORDER, [Event("Told", 1)], expected=5)
                 assert (caught.value.expected, caught.value.actual) == (5, 2)
@@ -506,7 +506,7 @@ class TestHistory:
                 asyncstore.open(proxy.url) as store,
             ):
                 await store.events.append(ORDER, numbered(2), expected=NEW)
-                proxy.lose = 1
+                proxy.replies.cut()
                 with pytest.raises(SequenceConflict):
                     await store.events.append(ORDER, numbered(1), expected=5)
 

@@ -591,7 +591,7 @@ async def test_mistake_19_a_resent_append_does_not_conflict_with_itself(
                 (Aggregate("orders", "other"), NEW, 0),
             ]
             for n, (place, expected, first) in enumerate(lost):
-                proxy.lose = 1
+                proxy.replies.cut()
                 done = await store.events.append(
                     place,
                     numbered(2, 10 * n),
@@ -600,10 +600,10 @@ async def test_mistake_19_a_resent_append_does_not_conflict_with_itself(
                 )
                 assert done == Appended(first, first + 1, duplicate=False)
                 assert numbers(await store.events.read(place))[first:] == [10 * n, 10 * n + 1]
-            assert proxy.lost == len(lost)
+            assert proxy.cuts == len(lost)
             assert sequences(await store.events.read(order)) == [0, 1, 2, 3, 4]
             # It is another append that conflicts, be its reply lost or not.
-            proxy.lose = 1
+            proxy.replies.cut()
             with pytest.raises(SequenceConflict):
                 await store.events.append(order, numbered(1), expected=1)
 

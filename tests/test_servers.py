@@ -237,7 +237,7 @@ class TestTrouble:
         async with proxy_to(path) as proxy, asyncstore.open(proxy.url) as store:
             await store.events.append(ORDER, numbered(1), expected=NEW)
             for place, expected in ((1, ANY), (2, 2), (3, ANY)):
-                proxy.lose = 1
+                proxy.replies.cut()
                 done = await store.events.append(ORDER, numbered(1), expected=expected)
                 assert done == asyncstore.Appended(place, place)
             calls: list[Callable[[], Awaitable[object]]] = [
@@ -247,13 +247,13 @@ class TestTrouble:
             ]
             for call in calls:
                 await store.events.next_sequence(ORDER)  # there is a connection
-                proxy.lose = 1
+                proxy.replies.cut()
                 with pytest.raises(OutcomeUnknown, match="not known"):
                     await call()
             await store.events.next_sequence(ORDER)
-            proxy.lose = 1
+            proxy.replies.cut()
             assert sequences(await store.events.read(ORDER)) == [0, 1, 2, 3]
-            assert proxy.lost == 7
+            assert proxy.cuts == 7
 
     async def test_it_goes_on_after_a_restart(self, running: RedisServer, store: Store) -> None:
         await store.events.append(ORDER, numbered(1), expected=NEW)

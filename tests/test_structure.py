@@ -14,6 +14,7 @@ import pytest
 
 import asyncstore
 from asyncstore import scripts
+from asyncstore.testing.conformance import running
 
 PACKAGE = Path(asyncstore.__file__).parent
 
@@ -77,6 +78,20 @@ ORDER = [
     "sizes",
     "verify",
     "acl",
+    "testing.clock",
+    "testing.builders",
+    "testing.proxy",
+    "testing.__init__",
+    "testing.servers",
+    "testing.loops",
+    "testing.fixtures",
+    "testing.conformance.__init__",
+    "testing.conformance.events",
+    "testing.conformance.editions",
+    "testing.conformance.positions",
+    "testing.conformance.snapshots",
+    "testing.conformance.traces",
+    "testing.conformance.running",
     "commands.__init__",
     "commands.output",
     "commands.options",
@@ -105,6 +120,17 @@ ORDER = [
 COMMANDS = {module for module in ORDER if module.startswith("commands.")}
 
 
+def module_of(source: str, name: str) -> str:
+    """Where `from source import name` gets it: in our packages, from a module or the package."""
+    package = PACKAGE.parent / source.replace(".", "/")
+    if not (package / "__init__.py").is_file():
+        return source
+    if (package / name / "__init__.py").is_file():
+        return f"{source}.{name}.__init__"
+    inside = name if (package / f"{name}.py").is_file() else "__init__"
+    return f"{source}.{inside}"
+
+
 @cache
 def imports_of(module: str) -> set[str]:
     """The modules that a module imports when it runs; those for type checkers do not count."""
@@ -116,6 +142,7 @@ def imports_of(module: str) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.ImportFrom):
+            found |= {module_of(node.module or "", alias.name) for alias in node.names}
             name = node.module or ""
             own = name in ("asyncstore", "asyncstore.commands", "asyncstore.integrations")
             names = [alias.name for alias in node.names]
@@ -161,6 +188,11 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
         ("hiredis", {"wire", "pubsub"}),
         ("orjson", {"codec"}),
         ("tomli_w", {"settings"}),
+        ("typer", {"commands", "testing.command"}),
+        ("rich", {"commands"}),
+        ("pytest_asyncio", {"testing.loops"}),
+        ("testcontainers", {"testing.servers"}),
+        ("docker", {"testing.servers"}),
         ("typer", COMMANDS - {"commands.output"}),
         ("rich", {"commands.output"}),
         (
@@ -177,6 +209,7 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
                 "sharing",
                 "subscriptions",
                 "sweeping",
+                "testing.fixtures",
                 "transfer",
                 "transport",
             },
@@ -186,6 +219,20 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
 def test_who_knows_which_library(library: str, users: set[str]) -> None:
     found = {m for m in ORDER if any(name.split(".")[0] == library for name in imports_of(m))}
     assert found <= users
+
+
+def test_pytest_is_imported_by_what_only_pytest_runs() -> None:
+    found = {module for module in ORDER if "pytest" in imports_of(module)}
+    only_pytest = {m for m in ORDER if m.startswith("testing.conformance.")}
+    assert found == {"testing.fixtures", *only_pytest} - {"testing.conformance.positions"}
+
+
+def test_all_cases_of_the_contract_are_run_everywhere() -> None:
+    cases = {m for m in ORDER if m.startswith("testing.conformance.")}
+    cases -= {"testing.conformance.__init__", "testing.conformance.running"}
+    assert {module.rpartition(".")[2] for module in cases} == set(running.MODULES)
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_contract_*.py"))
+    assert all(f"from asyncstore.{module} import *" in tests for module in cases)
 
 
 def test_the_keeper_needs_the_standard_library_only() -> None:

@@ -245,11 +245,11 @@ async def test_a_half_open_doorbell(
         await writer.events.append(place, numbered(1), expected=NEW)
         async with asyncio.timeout(SECONDS):
             await (await anext(sub)).ack()
-            proxy.swallow = True
+            proxy.replies.swallow()
             await writer.events.append(place, numbered(1, 1), expected=1)
             before = proxy.connections
             await eventually(lambda: proxy.connections > before, "it is dialled again")
-            proxy.swallow = False
+            proxy.replies.pass_on()
             await (await anext(sub)).ack()  # though no sweep was due: it looks when it is back
 
 
@@ -263,14 +263,14 @@ async def test_lost_replies(one_server: Server, prefix: str) -> None:
     ):
         places = [Aggregate("orders", f"r{n}") for n in range(20)]
         await asyncio.gather(*(writer.events.append(p, numbered(10), expected=ANY) for p in places))
-        proxy.odds = 0.05
+        proxy.replies.cut_at_random(0.05)
         async with asyncio.timeout(SECONDS):
             while sum(map(len, seen.values())) < 200:
                 delivery = await anext(sub)
                 await delivery.ack()
                 seen[delivery.event.aggregate.root].append(delivery.event.sequence)
-        assert proxy.lost > 5
-        proxy.odds = 0.0
+        assert proxy.cuts > 5
+        proxy.replies.mend()
     assert all(found == list(range(10)) for found in seen.values())
 
 

@@ -291,9 +291,9 @@ class TestImport:
                 loading = transfer.Import(store)
                 records = lines_of(line(data=n) for n in range(40))
                 for first in range(0, 40, 10):
-                    proxy.lose = 1
+                    proxy.replies.cut()
                     await loading.load(records[first : first + 10])
-                assert proxy.lost == 4
+                assert proxy.cuts == 4
                 assert await numbers(store) == list(range(40))
                 assert loading.report.stored + loading.report.present == 40
 
@@ -632,9 +632,9 @@ class TestExportOfEditionsAndTraces:
             path = Path(urlsplit(server.url).path)
             async with proxy_to(path) as proxy, asyncstore.open(proxy.url) as store:
                 await load(store, [line(data=0)])
-                proxy.lose = 1
+                proxy.replies.cut()
                 report = await load(store, [branch_line(1)])
-                assert proxy.lost == 1
+                assert proxy.cuts == 1
                 assert (report.bad_lines, report.branches + report.present) == ([], 1)
 
     def test_the_command_line(self, tmp_path: Path) -> None:

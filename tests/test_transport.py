@@ -36,10 +36,11 @@ from asyncstore import (
     StoreUnavailable,
     embedded,
 )
+from asyncstore.testing import Cut, FaultProxy
 from asyncstore.wire import Wire
 from tests.builders import listed, numbered, sequences
 from tests.polling import eventually
-from tests.proxy import Proxy, handshake_answer, proxy_to, serving
+from tests.proxy import handshake_answer, proxy_to, serving
 from tests.servers import RedisServer, Server, as_user, free_port, redis_server
 
 VALKEY = str(embedded.find_binary())
@@ -62,7 +63,7 @@ def running() -> Iterator[RedisServer]:
 
 
 @asynccontextmanager
-async def store_behind_proxy(running: RedisServer) -> AsyncIterator[tuple[Store, Proxy]]:
+async def store_behind_proxy(running: RedisServer) -> AsyncIterator[tuple[Store, FaultProxy]]:
     path = Path(urlsplit(running.url).path)
     async with proxy_to(path) as proxy, asyncstore.open(proxy.url, timeout=30) as store:
         yield store, proxy
@@ -121,15 +122,15 @@ class TestExactlyOnce:
                 expected = await history.append(store, place, dice.randrange(1, 4), number)
 
         async with store_behind_proxy(running) as (store, proxy):
-            proxy.odds = 0.2
+            proxy.replies.cut_at_random(0.2)
             await asyncio.gather(*(write(store, writer) for writer in range(64)))
-            proxy.odds = 0.0
+            proxy.replies.mend()
             await history.check(store, places)
             print(
-                f"{proxy.lost} times replies were lost: {len(history.acknowledged)} appends stored "
+                f"{proxy.cuts} times replies were lost: {len(history.acknowledged)} appends stored "
                 f"once, {len(history.refused)} refused, {len(history.unknown)} unknown"
             )
-            assert proxy.lost >= 10
+            assert proxy.cuts >= 10
             assert history.unknown == []
             assert len(history.acknowledged) > 3200
             assert history.refused
@@ -138,10 +139,10 @@ class TestExactlyOnce:
         async with store_behind_proxy(running) as (store, proxy):
             await store.events.append(ORDER, numbered(250), expected=NEW)
             for n in range(250, 260, 2):
-                proxy.lose = 1
+                proxy.replies.cut()
                 done = await store.events.append(ORDER, numbered(2), expected=ANY)
                 assert done == Appended(n, n + 1)
-            proxy.lose = 1
+            proxy.replies.cut()
             with pytest.raises(SequenceConflict) as caught:
                 await store.events.append(ORDER, numbered(1), expected=7)
             assert caught.value.actual == 260
@@ -156,7 +157,7 @@ class TestExactlyOnce:
             )
         async with store_behind_proxy(running) as (store, proxy):
             await store.events.append(ORDER, numbered(1), expected=NEW)
-            proxy.lose = 1
+            proxy.replies.cut()
             with pytest.raises(OutcomeUnknown, match="may still be read"):
                 await store.events.append(ORDER, numbered(1), expected=1)
             assert len(await store.events.read(ORDER)) == 2
@@ -167,8 +168,8 @@ class TestExactlyOnce:
         async with store_behind_proxy(running) as (store, proxy):
             await store.events.append(ORDER, numbered(1), expected=NEW)
             with redis.Redis.from_url(running.url) as client:
-                proxy.on_lost = lambda: client.config_set("maxmemory", "1")
-                proxy.lose = 1
+                proxy.on_cut = lambda: client.config_set("maxmemory", "1")
+                proxy.replies.cut()
                 outcomes = await asyncio.gather(
                     store.events.append(ORDER, numbered(1), expected=1),
                     store.events.append(Aggregate("orders", "2"), numbered(1), expected=ANY),
@@ -545,11 +546,11 @@ class TestNobodyHangs:
         path = Path(urlsplit(running.url).path)
         async with proxy_to(path) as proxy, asyncstore.open(proxy.url, timeout=1) as store:
             await store.events.append(ORDER, numbered(1), expected=NEW)
-            proxy.lose_scripts = True
+            proxy.requests.cut(Cut.AFTER, times=None, having=b"EVALSHA")
             with pytest.raises(OutcomeUnknown):
                 await store.events.append(ORDER, numbered(1), expected=1)
             assert proxy.connections < 20
-            proxy.lose_scripts = False
+            proxy.requests.mend()
             assert len(await store.events.read(ORDER)) == 2
 
     async def test_closed_in_a_cancelled_scope(self, running: RedisServer) -> None:
@@ -781,24 +782,31 @@ class TestOddServers:
             proxy_to(path) as proxy,
             asyncstore.open(proxy.url + "?protocol=3") as store,
         ):
-            proxy.push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
+            pushed = 0
+
+            def push(data: bytes) -> bytes:
+                nonlocal pushed
+                pushed += 1
+                return b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n" + data
+
+            proxy.replies.change = push
             for n in range(20):
                 await store.events.append(ORDER, numbered(1, start=n), expected=n)
             events = await store.events.read(ORDER)
             assert [event.data["n"] for event in events] == list(range(20))
-            assert proxy.pushed > 20
+            assert pushed > 20
 
     async def test_one_that_falls_silent(self, running: RedisServer) -> None:
         path = Path(urlsplit(running.url).path)
         async with proxy_to(path) as proxy, asyncstore.open(proxy.url, timeout=0.5) as store:
             await store.events.append(ORDER, numbered(1), expected=NEW)
-            proxy.swallow = True
+            proxy.replies.swallow()
             with anyio.fail_after(10):
                 with pytest.raises(OutcomeUnknown):
                     await store.events.append(ORDER, numbered(1), expected=1)
                 with pytest.raises(StoreUnavailable):
                     await store.events.read(ORDER)
-            proxy.swallow = False
+            proxy.replies.pass_on()
             await eventually(lambda: answers(store), "it answered again")
 
     async def test_a_silent_one_is_noticed_without_calls(
@@ -808,9 +816,9 @@ class TestOddServers:
         path = Path(urlsplit(running.url).path)
         async with proxy_to(path) as proxy, asyncstore.open(proxy.url, timeout=0.3) as store:
             connections = proxy.connections
-            proxy.swallow = True
+            proxy.replies.swallow()
             await eventually(lambda: proxy.open_connections == 0, "the silent one was given up")
-            proxy.swallow = False
+            proxy.replies.pass_on()
             assert await store.events.read(ORDER) == []
             assert proxy.connections > connections
 

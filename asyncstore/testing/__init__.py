@@ -7,7 +7,20 @@ extra `testing`; builders, clock and proxy need no pytest.
 
 from asyncstore.testing.builders import history, listed, numbered, sequences
 from asyncstore.testing.clock import Clock
+from asyncstore.testing.proxy import Cut, FaultProxy, Way, fault_proxy
 
-__all__ = ["Clock", "history", "listed", "numbered", "sequences"]
+__all__ = [  # noqa: RUF022 - grouped by topic
+    # events
+    "Clock",
+    "history",
+    "listed",
+    "numbered",
+    "sequences",
+    # faults
+    "Cut",
+    "FaultProxy",
+    "Way",
+    "fault_proxy",
+]
 
 pytest_plugins = ["asyncstore.testing.fixtures"]

@@ -14,14 +14,15 @@ from functools import partial
 import redis
 
 from asyncstore import Aggregate, Appended
+from asyncstore.testing import Cut, Way
 from tests.faults import preload
 from tests.faults.history import Attempt
-from tests.faults.link import Cut, Way
 from tests.faults.stage import EVERYSEC, FSYNC, MEMORY, REPLICA, Level, Node, Stage, follow
 from tests.polling import eventually
 
 Strike = Callable[[Stage], Awaitable[None]]
 
+_CUT_ODDS = 0.3  # of a chunk to be the one at which a connection is cut
 _CUTS = 10
 _SLOW_SECONDS = 0.03
 _HOUR = 3600
@@ -206,9 +207,9 @@ async def _write_one(stage: Stage, place: Aggregate) -> None:
 def _cut(choose: Callable[[Stage], Way], how: Cut) -> Strike:
     async def strike(stage: Stage) -> None:
         way, wanted = choose(stage), stage.link.cuts + _CUTS
-        way.cut = how
+        way.cut_at_random(_CUT_ODDS, how)
         await stage.until(lambda: stage.link.cuts >= wanted, "connections were cut")
-        way.cut = None
+        way.mend()
 
     return strike
 
@@ -225,7 +226,8 @@ def _hold(*ways: Callable[[Stage], Way]) -> Strike:
     """What is under way is held, longer than calls wait, and then arrives."""
 
     async def strike(stage: Stage) -> None:
-        stage.link.hold(*(way(stage) for way in ways))
+        for way in ways:
+            way(stage).hold()
         await stage.until_error("OutcomeUnknown", 1)
         await stage.until_error("StoreUnavailable", 1)
         stage.link.release()
@@ -234,7 +236,7 @@ def _hold(*ways: Callable[[Stage], Way]) -> Strike:
 
 
 async def fall_silent(stage: Stage) -> None:
-    stage.link.hold(stage.link.requests, stage.link.replies)
+    stage.link.hold()
     await asyncio.sleep(stage.size.silence)  # the fault itself, which has a length
     stage.link.release()
 
@@ -277,7 +279,7 @@ async def fail_over_and_follow(stage: Stage) -> None:
 
 async def fail_over_cut_off(stage: Stage) -> None:
     """The same, but the replica has heard nothing of the last appends."""
-    stage.replication.hold(stage.replication.replies)
+    stage.replication.replies.hold()
     await stage.more()
     stage.node.kill()
     await _promote(stage)
@@ -297,9 +299,9 @@ async def come_back_stale(stage: Stage) -> None:
 
 async def send_to_replica(stage: Stage) -> None:
     """The address leads to the replica, which is none that takes changes, and back."""
-    stage.link.switch(_spare(stage).socket)
+    stage.link.switch(f"unix://{_spare(stage).socket}")
     await stage.until_error("StoreUnavailable: it is a replica")
-    stage.link.switch(stage.node.socket)
+    stage.link.switch(f"unix://{stage.node.socket}")
 
 
 def _spare(stage: Stage) -> Node:
@@ -311,7 +313,7 @@ async def _promote(stage: Stage) -> None:
     """Let the replica serve, at the same address."""
     old, new = stage.node, _spare(stage)
     await new.ask("REPLICAOF", "NO", "ONE")
-    stage.link.switch(new.socket)
+    stage.link.switch(f"unix://{new.socket}")
     stage.history.mended()
     stage.node, stage.spare = new, old
 

@@ -21,8 +21,8 @@ from redis.retry import Retry
 
 import asyncstore
 from asyncstore import Durability, Store
+from asyncstore.testing import FaultProxy, fault_proxy
 from tests.faults.history import History
-from tests.faults.link import Link, link_to
 from tests.faults.preload import Preload
 from tests.polling import eventually
 
@@ -212,8 +212,8 @@ class Stage(Scene):
 
     node: Node
     spare: Node | None
-    link: Link
-    replication: Link
+    link: FaultProxy
+    replication: FaultProxy
 
 
 @asynccontextmanager
@@ -235,11 +235,11 @@ async def staged(
         node = stack.enter_context(start())
         await node.ready()
         spare = stack.enter_context(start()) if replica else None
-        replication = await stack.enter_async_context(link_to(node.socket))
+        replication = await stack.enter_async_context(fault_proxy(f"unix://{node.socket}"))
         if spare is not None:
             await spare.ready()
             await follow(spare, node, replication)
-        link = await stack.enter_async_context(link_to(node.socket))
+        link = await stack.enter_async_context(fault_proxy(f"unix://{node.socket}"))
         dice = link.dice = random.Random(seed)
         stores = [
             await stack.enter_async_context(asyncstore.open(link.url, timeout=patience))
@@ -258,9 +258,9 @@ async def staged(
         )
 
 
-async def follow(replica: Node, primary: Node, replication: Link) -> None:
+async def follow(replica: Node, primary: Node, replication: FaultProxy) -> None:
     """Make a node a replica, and wait until it has what its primary has."""
-    replication.switch(primary.socket)
+    replication.switch(f"unix://{primary.socket}")
     await replica.ask("REPLICAOF", "127.0.0.1", replication.port)
 
     async def is_in_step() -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Result = Literal["passed", "failed", "skipped"]
 
 _HERE: Final = Path(__file__).parent
-_MODULES: Final = ("events", "editions", "positions", "snapshots", "traces")
+MODULES: Final = ("events", "editions", "positions", "snapshots", "traces")
 # Nothing of the place where it is run: no plugins, no settings, no conftest.py, no cache.
 _ARGUMENTS: Final = (
     *("-p", "no:terminal"),
@@ -109,7 +109,7 @@ def _asked(terms: Terms) -> Iterable[str]:
     yield f"--override-ini={conformance.LACKS}={' '.join(terms.lacks)}"
     if terms.only:
         yield f"-k={terms.only}"
-    yield from (str(_HERE / f"{name}.py") for name in _MODULES)
+    yield from (str(_HERE / f"{name}.py") for name in MODULES)
 
 
 class _Player:
@@ -134,8 +134,9 @@ class _Player:
     async def _play(self, item: pytest.Function) -> None:
         wanted = inspect.signature(item.obj).parameters
         arguments = {name: item.funcargs[name] for name in wanted}
+        patience = asyncio.timeout(self._seconds)
         try:
-            async with asyncio.timeout(self._seconds) as patience, self._factory() as store:
+            async with patience, self._factory() as store:
                 await item.obj(**(arguments | {"store": store}))
         except TimeoutError:
             if not patience.expired():
