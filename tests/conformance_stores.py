@@ -5,6 +5,7 @@ They are on the server that CONFORMANCE_URL names.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,7 @@ from asyncstore import (
     RecordedEvent,
     Store,
 )
+from asyncstore.testing import remove_all
 
 
 @asynccontextmanager
@@ -28,6 +30,7 @@ async def sound() -> AsyncIterator[Store]:
     prefix = f"test-{uuid.uuid4().hex}:"
     async with asyncstore.open(os.environ["CONFORMANCE_URL"], key_prefix=prefix) as store:
         yield store
+    await remove_all(store.settings)
 
 
 class Part:
@@ -73,6 +76,14 @@ class Forgetful(Part):
         return True
 
 
+class Stuck(Part):
+    """Never answers what a position is."""
+
+    async def get(self, handler: str, place: Aggregate) -> int:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 class OneTimeLine(Part):
     """Has no editions but main, and says so; nothing about it is broken."""
 
@@ -108,4 +119,5 @@ unchecked = _with(events=Unchecked)
 doubling = _with(events=Doubling)
 disordered = _with(events=Disordered)
 forgetful = _with(positions=Forgetful)
+stuck = _with(positions=Stuck)
 one_time_line = _with(events=OneTimeLine, positions=OneTimeLine, snapshots=OneTimeLine)

@@ -9,10 +9,12 @@ import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import asyncstore
+import asyncstore.testing
 from asyncstore import scripts
 from asyncstore.testing.conformance import running
 
@@ -81,8 +83,8 @@ ORDER = [
     "testing.clock",
     "testing.builders",
     "testing.proxy",
-    "testing.__init__",
     "testing.servers",
+    "testing.__init__",
     "testing.loops",
     "testing.fixtures",
     "testing.conformance.__init__",
@@ -239,15 +241,16 @@ def test_the_keeper_needs_the_standard_library_only() -> None:
     assert not [name for name in imports_of("embedded_keeper") if name.startswith("asyncstore")]
 
 
-def test_public_names_are_listed_and_documented() -> None:
+@pytest.mark.parametrize("package", [asyncstore, asyncstore.testing], ids=lambda p: p.__name__)
+def test_public_names_are_listed_and_documented(package: ModuleType) -> None:
     public = {
         name
-        for name, value in vars(asyncstore).items()
-        if not name.startswith("_") and not isinstance(value, type(asyncstore))
+        for name, value in vars(package).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
     }
-    assert public == set(asyncstore.__all__)
-    for name in asyncstore.__all__:
-        value = getattr(asyncstore, name)
+    assert public - {"pytest_plugins"} == set(package.__all__)
+    for name in package.__all__:
+        value = getattr(package, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert inspect.getdoc(value), name
             for member, function in inspect.getmembers(value, inspect.isfunction):

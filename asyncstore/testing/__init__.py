@@ -8,6 +8,7 @@ extra `testing`; builders, clock and proxy need no pytest.
 from asyncstore.testing.builders import history, listed, numbered, sequences
 from asyncstore.testing.clock import Clock
 from asyncstore.testing.proxy import Cut, FaultProxy, Way, fault_proxy
+from asyncstore.testing.servers import remove_all
 
 __all__ = [  # noqa: RUF022 - grouped by topic
     # events
@@ -16,6 +17,8 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "listed",
     "numbered",
     "sequences",
+    # stores
+    "remove_all",
     # faults
     "Cut",
     "FaultProxy",

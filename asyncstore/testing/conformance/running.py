@@ -164,4 +164,4 @@ def _reason(report: pytest.TestReport) -> str:
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = str(crash.message if crash else report.longreprtext).splitlines()
-    return lines[0] if lines else "it failed, and said nothing"
+    return lines[0].removeprefix("Failed: ") if lines else "it failed, and said nothing"
