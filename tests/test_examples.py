@@ -154,6 +154,22 @@ def test_chess_variations_again_into_the_same_store(tmp_path: Path) -> None:
     assert run_chess("--url", url) == run_chess("--url", url)
 
 
+def test_a_suite_that_uses_the_testing_kit() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"),
+            *("-p", "no:valkey", "--config-file", os.devnull, "--rootdir", "examples/testing"),
+            *("-o", "asyncio_default_fixture_loop_scope=function", "examples/testing"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+
+
 README = (ROOT / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 

@@ -290,6 +290,8 @@ async def test_what_arrives_of_a_request(
         ):
             await appended(store, order, 0)  # so that the server knows the script
             proxy.requests.cut(how, times=None, having=b"OrderPlaced")
+            assert await store.events.next_sequence(order) == 1
+            assert proxy.cuts == 0, "that had no order in it"
             with pytest.raises((OutcomeUnknown, StoreUnavailable)):
                 await store.events.append(order, [Event("OrderPlaced", 1)], expected=1)
         assert len(await beside.events.read(order, start=1)) == stored
