@@ -13,6 +13,7 @@ from asyncstore.commands import (
     beginning,
     benching,
     clusters,
+    conforming,
     handlers,
     health,
     history,
@@ -28,7 +29,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=E
 _TOPICS = (
     *(beginning, history, tailing, appending),
     *(health, measuring, benching, access),
-    *(handlers, transferring, moving),
+    *(handlers, transferring, moving, conforming),
 )
 for _topic in _TOPICS:
     app.add_typer(_topic.app)

@@ -15,42 +15,30 @@ from typing import Final
 
 import pytest
 
+from asyncstore.testing.parts import Part
 from asyncstore.values import Aggregate
 
 pytest.register_assert_rewrite("asyncstore.testing.conformance")
-
-PARTS: Final = {
-    "correlation": "correlation ids, and what carries one",
-    "editions": "time lines beside main",
-    "idempotency": "idempotency keys",
-    "limits": "the limits of asyncstore.Settings for one event and one append",
-    "positions": "positions of handlers",
-    "snapshots": "snapshots, and loading with them",
-    "sources": "which event of which aggregate made a saga write this one",
-}
-"""What a store may lack and still be a store of events."""
 
 LACKS: Final = "asyncstore_lacks"
 
 
 def needs(*parts: str) -> pytest.MarkDecorator:
     """Mark a case that makes no sense for a store without these parts."""
-    unknown = set(parts) - set(PARTS)
-    assert not unknown, unknown
-    return pytest.mark.needs(*parts)
+    return pytest.mark.needs(*map(Part, parts))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the setting that names what a store lacks."""
-    parser.addini(LACKS, f"parts that the store lacks, of: {', '.join(PARTS)}", "args")
+    parser.addini(LACKS, f"parts that the store lacks, of: {', '.join(Part)}", "args")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and refuse parts that there are not."""
     config.addinivalue_line("markers", "needs(*parts): parts of a store that a case needs")
-    unknown = sorted(set(config.getini(LACKS)) - set(PARTS))
+    unknown = sorted(set(config.getini(LACKS)) - set(Part))
     if unknown:
-        raise pytest.UsageError(f"{LACKS} names {unknown[0]!r}, and knows {', '.join(PARTS)}")
+        raise pytest.UsageError(f"{LACKS} names {unknown[0]!r}, and knows {', '.join(Part)}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

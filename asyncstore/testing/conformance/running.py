@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from asyncstore.store import Store
+    from asyncstore.testing.parts import Terms
 
     Factory = Callable[[], AbstractAsyncContextManager[Store]]
 
 Result = Literal["passed", "failed", "skipped"]
 
 _HERE: Final = Path(__file__).parent
-MODULES: Final = ("events", "editions", "positions", "snapshots", "traces")
-# Nothing of the place where it is run: no plugins, no settings, no conftest.py, no cache.
+MODULES: Final = ("events", "editions", "positions", "snapshots", "traces", "listening")
+# Nothing of the place where it is run: its plugins, settings, conftest.py and variables.
 _ARGUMENTS: Final = (
     *("-p", "no:terminal"),
     *("-p", "no:cacheprovider"),
@@ -38,6 +39,7 @@ _ARGUMENTS: Final = (
     f"--config-file={os.devnull}",
     f"--rootdir={_HERE}",
 )
+_VARIABLES: Final = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +51,6 @@ class Outcome:
     seconds: float
     why: str = ""
     text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What is run: cases whose names match `only`, an expression as in `pytest -k`, or all.
-
-    `lacks` are parts that the stores do not have, `seconds` is how long a case may take.
-    """
-
-    lacks: tuple[str, ...] = ()
-    only: str = ""
-    seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.lacks) - set(conformance.PARTS))
-        if unknown:
-            known = ", ".join(conformance.PARTS)
-            raise ConfigurationError("without", f"there is no part {unknown[0]!r}, only {known}")
 
 
 def factory_of(name: str) -> Factory:
@@ -95,7 +79,10 @@ def run(factory: Factory, terms: Terms, told: Callable[[Outcome], object]) -> li
     Raises `ConfigurationError` if there is no such case.
     """
     player = _Player(factory, terms.seconds, told)
-    code = pytest.main([*_ARGUMENTS, *_asked(terms)], plugins=[player])
+    with pytest.MonkeyPatch.context() as environment:
+        for name in _VARIABLES:
+            environment.delenv(name, raising=False)
+        code = pytest.main([*_ARGUMENTS, *_asked(terms)], plugins=[player])
     if code == pytest.ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
