@@ -115,6 +115,12 @@ def _with(**parts: Callable[[Any], Any]) -> Any:
     return factory
 
 
+@asynccontextmanager
+async def closed() -> AsyncIterator[Store]:
+    raise OSError("closed")
+    yield  # which makes this a generator
+
+
 unchecked = _with(events=Unchecked)
 doubling = _with(events=Doubling)
 disordered = _with(events=Disordered)

@@ -164,9 +164,10 @@ def test_for_people_it_shows_where_it_failed(one_server: Server) -> None:
         (["tests.conformance_stores"], "MODULE:FACTORY"),
         (["tests.no_such_module:store"], "there is no module 'tests.no_such_module'"),
         (["tests.conformance_stores:nothing"], "no function 'nothing'"),
+        (["tests.conformance_stores:closed"], "it opens no store: OSError('closed')"),
         (["tests.conformance_stores:sound", "--without", "wings"], "'wings' is not one of"),
     ],
-    ids=["no colon", "no module", "no function", "no part"],
+    ids=["no colon", "no module", "no function", "no store", "no part"],
 )
 def test_what_can_not_be_run(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["conformance", *arguments])

@@ -215,7 +215,7 @@ async def fault_proxy(target: str) -> AsyncIterator[FaultProxy]:
     """Run a proxy at a free port on loopback, in front of the server that a URL names.
 
     The URL is one of `redis://`, `valkey://` and `unix://`. The proxy reads along, so there is none
-    for TLS, nor for `embedded://`: give the URL that an embedded store's settings have in a test.
+    for TLS. For an embedded server it is the server's own URL, which `event_store_settings` has.
     """
     parts = urlsplit(target)
     if parts.scheme not in _PLAIN:

@@ -76,8 +76,9 @@ def run(factory: Factory, terms: Terms, told: Callable[[Outcome], object]) -> li
     """Run the cases one after the other, and tell of each when it is done.
 
     Each case calls the factory, and uses what it opens in a task and an event loop of its own.
-    Raises `ConfigurationError` if there is no such case.
+    Raises `ConfigurationError` if the factory opens no store, or if there is no such case.
     """
+    _try(factory, terms.seconds)
     player = _Player(factory, terms.seconds, told)
     with pytest.MonkeyPatch.context() as environment:
         for name in _VARIABLES:
@@ -90,6 +91,19 @@ def run(factory: Factory, terms: Terms, told: Callable[[Outcome], object]) -> li
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise ConfigurationError("only", f"pytest did not run the cases: {code!r}")
     return player.outcomes
+
+
+def _try(factory: Factory, seconds: float) -> None:
+    """Open and close a store, or all cases would say the same of a factory that can't."""
+
+    async def open_one() -> None:
+        async with asyncio.timeout(seconds), factory():
+            pass
+
+    try:
+        asyncio.run(open_one())
+    except Exception as error:
+        raise ConfigurationError("factory", f"it opens no store: {error!r}") from error
 
 
 def _asked(terms: Terms) -> Iterable[str]:
