@@ -847,7 +847,7 @@ def test_an_interrupted_export_ends_with_a_whole_line(cli: Cli) -> None:
 COMMANDS = [
     *("init", "domains", "roots", "editions", "read", "diff", "tail", "append", "doctor"),
     *("verify", "stats", "bench", "acl", "subscriptions", "dead-letters", "reset", "import"),
-    *("export", "compare", "migrate", "cluster start", "cluster stats"),
+    *("export", "compare", "migrate", "conformance", "cluster start", "cluster stats"),
 ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from asyncstore.commands import app
+from asyncstore.commands.app import app
 from asyncstore.testing import conformance
 from tests.servers import Server
 
