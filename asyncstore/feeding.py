@@ -43,6 +43,9 @@ H = TypeVar("H", bound="Hashable")
 Place = tuple[str, str]
 """A domain and a tag: where there is one worklist."""
 
+_Chosen = tuple[Aggregate, str | None]
+"""What is to be leased, and where no answer came to that before, the holder then."""
+
 
 class Agenda(Generic[H]):
     """What is to be looked at when, by the clock of the event loop; each at one moment only."""
@@ -95,8 +98,11 @@ class Desk(Protocol):
     def new_holder(self) -> str:
         """Return a name that no other lease has."""
 
-    async def lease(self, aggregate: Aggregate, holder: str) -> None:
-        """Lease an aggregate, if there is something to do in it."""
+    async def lease(self, place: Place, wanted: Sequence[tuple[Aggregate, str]]) -> None:
+        """Lease aggregates of a place for holders, where there is something to do."""
+
+    def place_of(self, aggregate: Aggregate) -> Place:
+        """Return in which worklist an aggregate is."""
 
     def fail(self, error: AsyncStoreError) -> None:
         """Take an error that the application has to know of."""
@@ -125,7 +131,8 @@ class Feeder:
         if self._due or len(self._hurried) >= self._desk.share() or not self._desk.is_open():
             self.add(aggregate)
             return
-        task = asyncio.ensure_future(self._lease(aggregate, None))
+        place = self._desk.place_of(aggregate)
+        task = asyncio.ensure_future(self._lease(place, [(aggregate, None)]))
         self._hurried.add(task)
         task.add_done_callback(self._hurry_ended)
 
@@ -198,9 +205,11 @@ class Feeder:
             # What is taken at one place is kept from other workers for a while.
             await all_of(self._look(place, lacking // len(places)) for place in places)
         count = min(room, len(self._due))
-        chosen = [self._due.popitem(last=False) for _ in range(count)]
-        if chosen:
-            await all_of(self._lease(*one) for one in chosen)
+        chosen: dict[Place, list[_Chosen]] = {}
+        for _ in range(count):
+            one = self._due.popitem(last=False)
+            chosen.setdefault(self._desk.place_of(one[0]), []).append(one)
+        await all_of(self._lease(*some) for some in chosen.items())
 
     async def _look(self, place: Place, most: int) -> None:
         """Take what is due at a place, and have what has changed there made due."""
@@ -226,12 +235,12 @@ class Feeder:
             if not self._desk.is_held(aggregate):
                 self._due.setdefault(aggregate)
 
-    async def _lease(self, aggregate: Aggregate, holder: str | None) -> None:
-        name = holder or self._desk.new_holder()
+    async def _lease(self, place: Place, chosen: Sequence[_Chosen]) -> None:
+        wanted = [(one, holder or self._desk.new_holder()) for one, holder in chosen]
         try:
-            await self._desk.lease(aggregate, name)
+            await self._desk.lease(place, wanted)
         except BaseException:
-            self._due[aggregate] = name  # the lease may be ours all the same
+            self._due.update(wanted)  # the leases may be ours all the same
             raise
 
     async def _wait(self) -> None:

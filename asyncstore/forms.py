@@ -147,7 +147,7 @@ def is_swept(reply: Any) -> bool:
 
 
 def is_leased(reply: Any) -> bool:
-    """What lease.lua answers: a tag, and what belongs to it."""
+    """What lease.lua answers for one aggregate: a tag, and what belongs to it."""
     if type(reply) is not list or not reply:
         return False
     tag, *rest = reply
@@ -155,6 +155,16 @@ def is_leased(reply: Any) -> bool:
         return len(rest) > 5 and all(map(is_count, rest[:4])) and is_texts(rest[4:])
     counts = {b"taken": 1, b"regressed": 2, b"idle": 0, b"more": 0, b"unreadable": 0}
     return len(rest) == counts.get(tag, -1) and all(map(is_count, rest))
+
+
+def is_failure(reply: Any) -> bool:
+    """What is answered for one of many when the server has refused something in it."""
+    return is_texts(reply) and len(reply) == 2 and reply[0] == b"error"
+
+
+def are_leased(reply: Any) -> bool:
+    """What lease.lua answers: a reply for each aggregate."""
+    return type(reply) is list and all(is_leased(one) or is_failure(one) for one in reply)
 
 
 def is_branched(reply: Any) -> bool:

@@ -173,6 +173,21 @@ class Router:
         home.send(request)
         return self.answers.believed(await caller, script.name, script.form)
 
+    def send_group(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        callers: Sequence[asyncio.Future[Reply]],
+    ) -> None:
+        """Run a script for many callers; each gets its part of the reply, as it came."""
+        slot = slot_of(keys[0]) if self._by_slot else None
+        born = self.loop().time()
+        request = script.request(keys, arguments, callers, born, is_group=True, slot=slot)
+        home = self.servers().node_of(slot).transport
+        home.send(request)
+        home.flush()
+
     async def read(self, form: Form, name: str, key: str | bytes, *arguments: Argument) -> Reply:
         """Send a command that changes nothing to the server that has its key."""
         return await self._command(form, [name, key, *arguments], key, is_read=True)

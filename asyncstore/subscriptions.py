@@ -21,7 +21,6 @@ from asyncstore.errors import (
     InvalidValue,
     LeaseLost,
     StoreClosed,
-    UnexpectedReply,
 )
 from asyncstore.feeding import Feeder
 from asyncstore.keys import ALL
@@ -36,7 +35,7 @@ from asyncstore.values import (
     check_expected,
     check_trace,
 )
-from asyncstore.worklist import Leased, Worklist
+from asyncstore.worklist import NotLeased, Wanted, Worklist
 from asyncstore.writing import Effects
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from asyncstore.router import Router
     from asyncstore.sweeping import Sweeper
     from asyncstore.values import Appended, Event, Expected, Start, Trace
-    from asyncstore.worklist import Known, NotLeased, Terms
+    from asyncstore.worklist import Known, Leased, Terms
     from asyncstore.writing import Writer
 
 _log = logging.getLogger(__name__)
@@ -183,8 +182,8 @@ class _Held:
 
     aggregate: Aggregate
     worklist: Worklist
+    ends: float  # when the lease may end, by the clock of the event loop, unless renewed
     leased: Leased = field(init=False)
-    ends: float = 0.0  # when the lease may end, by the clock of the event loop, unless renewed
     delivery: weakref.ref[Delivery] | None = None  # what is in progress
     task: asyncio.Task[Any] | None = None  # that took the delivery
     was_rung: bool = False  # more was appended since we asked last
@@ -590,34 +589,45 @@ class Subscription:
         self._leases += 1
         return f"{self._worker}.{self._leases}"
 
-    async def lease(self, aggregate: Aggregate, holder: str) -> None:
-        """Lease an aggregate, if there is something to do in it."""
-        if aggregate in self._held:
-            return
-        worklist = self.worklist((aggregate.domain, self._keys.tag_of(aggregate.root)))
-        held = self._held[aggregate] = _Held(aggregate, worklist)
-        held.ends = _now() + self._terms.lease
+    def place_of(self, aggregate: Aggregate) -> Place:
+        """Return in which worklist an aggregate is."""
+        return aggregate.domain, self._keys.tag_of(aggregate.root)
+
+    async def lease(self, place: Place, wanted: Sequence[tuple[Aggregate, str]]) -> None:
+        """Lease aggregates of a place for holders, where there is something to do."""
+        worklist, ends = self.worklist(place), _now() + self._terms.lease
+        asked = [
+            Wanted(aggregate, holder, self._known.get(aggregate))
+            for aggregate, holder in wanted
+            if aggregate not in self._held
+        ]
+        helds = [_Held(one.aggregate, worklist, ends) for one in asked]
+        self._held.update((held.aggregate, held) for held in helds)
         try:
-            found = await worklist.lease(aggregate, holder, self._known.get(aggregate))
-        except UnexpectedReply as error:
-            # Something else is in its keys. The other aggregates must not wait for it.
-            _log.error("%s can't go on with %s: %s", self._terms.handler, aggregate, error)
-            self._let_go(held, is_due=False)
-            self._look_by(aggregate, self._terms.lease)
-            return
+            found = await worklist.lease(asked)
         except BaseException:
-            self._let_go(held, is_due=False)
+            for held in helds:
+                self._let_go(held, is_due=False)
             raise
-        if isinstance(found, Leased):
-            held.leased = found
-            if found.events:
-                self._offer(held)
-            elif found.bad is not None:
-                await self._refuse_bad(held)
-            else:
-                await self._pass_over(held)
-        else:
+        odd = [held for held, one in zip(helds, found, strict=True) if self._is_odd(held, one)]
+        for held in odd:
+            await self._pass_over(held)
+
+    def _is_odd(self, held: _Held, found: Leased | NotLeased | AsyncStoreError) -> bool:
+        """Offer what was leased; return whether it was, and holds nothing that can be handled."""
+        if isinstance(found, NotLeased):
             self._not_leased(held, found)
+        elif isinstance(found, AsyncStoreError):
+            # Something else is in its keys. The other aggregates must not wait for it.
+            _log.error("%s can't go on with %s: %s", self._terms.handler, held.aggregate, found)
+            self._let_go(held, is_due=False)
+            self._look_by(held.aggregate, self._terms.lease)
+        else:
+            held.leased = found
+            if not found.events:
+                return True
+            self._offer(held)
+        return False
 
     def fail(self, error: AsyncStoreError) -> None:
         """Have an error raised where deliveries are taken."""
@@ -625,8 +635,11 @@ class Subscription:
         self._wake_taker()
 
     async def _pass_over(self, held: _Held) -> None:
-        """Forget a dead letter that was to be handled again, and whose event is gone."""
+        """Say no to an event that can't be read, or forget a dead letter whose event is gone."""
         leased = held.leased
+        if leased.bad is not None:
+            await self._refuse_bad(held)
+            return
         await held.worklist.ack(leased, (leased.through, leased.through_id), None)
         self._let_go(held, is_due=True)
 
@@ -644,7 +657,7 @@ class Subscription:
 
     def _look_by(self, aggregate: Aggregate, seconds: float) -> None:
         """Look at the worklist of an aggregate in so many seconds, or before."""
-        self._look_at((aggregate.domain, self._keys.tag_of(aggregate.root)), seconds)
+        self._look_at(self.place_of(aggregate), seconds)
 
     def _look_at(self, place: Place, seconds: float) -> None:
         self._feeder_of(place[1]).look_by(place, _now() + seconds)

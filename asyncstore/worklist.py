@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from asyncstore import codec, forms, scripts
+from asyncstore.acks import Acks
 from asyncstore.errors import CorruptEvent
 from asyncstore.names import MAIN
 from asyncstore.recorded import RecordedEvent
@@ -20,9 +22,11 @@ from asyncstore.values import Aggregate
 from asyncstore.writing import Ack
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from asyncstore.errors import AsyncStoreError
     from asyncstore.keys import Keys
     from asyncstore.router import Router
     from asyncstore.values import Appended, Start
@@ -50,9 +54,9 @@ class Terms:
     retries: int | None
 
     def lease_arguments(self) -> list[Argument]:
-        """Return what lease.lua wants to know of all leases."""
+        """Return what lease.lua wants to know of all leases, before the types."""
         retries = "" if self.retries is None else self.retries
-        return [to_microseconds(self.lease), self.batch, retries]
+        return [self.handler, to_microseconds(self.lease), self.batch, retries]
 
     def type_arguments(self) -> list[Argument]:
         """Return the types as they stand in the header of an event."""
@@ -77,7 +81,8 @@ class Leased:
     """Events that were leased to this worker, and what became of the rest.
 
     `through` is the last sequence that was looked at, with the id there. `bad` is an event that
-    comes after `events`, and can't be read; `bad_at` is its sequence. `keys` are those of ack.lua.
+    comes after `events`, and can't be read; `bad_at` is its sequence. `keys` are its own
+    of ack.lua.
     """
 
     aggregate: Aggregate
@@ -102,6 +107,15 @@ class NotLeased:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """An aggregate to be leased, for whom, and what was done last of it."""
+
+    aggregate: Aggregate
+    holder: str
+    known: Known | None
+
+
+@dataclass(frozen=True, slots=True)
 class Worklist:
     """The work of one handler in one domain and edition, as far as it is under one tag."""
 
@@ -110,6 +124,10 @@ class Worklist:
     domain: str
     tag: str
     terms: Terms
+    _acks: Acks = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_acks", Acks(self._router, self._due()))
 
     async def poll(self, most_due: int) -> Polled:
         """Return what there is to do."""
@@ -145,30 +163,42 @@ class Worklist:
             arguments += [root, "" if start is None else start]
         return await self._router.run(scripts.SWEEP, where, arguments)
 
-    async def lease(
-        self, aggregate: Aggregate, holder: str, known: Known | None
-    ) -> Leased | NotLeased:
-        """Lease an aggregate, and read what is to be done. `known` is what was done last."""
-        position, lease, handlers, *timeline = self._own_keys(aggregate)
-        where = [self._due(), self._dead_letters(), position, lease, handlers, *timeline]
-        terms = self.terms
-        about: list[Argument] = [terms.handler, aggregate.root, holder, *terms.lease_arguments()]
-        about += known or ("", "")
-        tag, *rest = await self._router.run(scripts.LEASE, where, [*about, *terms.type_arguments()])
+    async def lease(self, wanted: Sequence[Wanted]) -> list[Leased | NotLeased | AsyncStoreError]:
+        """Lease aggregates, and read what is to be done; what is wrong with one is its error."""
+        if not wanted:
+            return []
+        own = [self._own_keys(one.aggregate) for one in wanted]
+        where = list(chain([self._due(), self._dead_letters()], *own))
+        types = self.terms.type_arguments()
+        about = [*self.terms.lease_arguments(), len(own[0]), len(types), *types]
+        for one in wanted:
+            about += (one.aggregate.root, one.holder, *(one.known or ("", "")))
+        replies = await self._router.run(scripts.LEASE, where, about)
+        if len(replies) != len(wanted):
+            raise self._router.answers.misfit(scripts.LEASE.name)
+        return list(map(self._leased, wanted, own, replies))
+
+    def _leased(
+        self, wanted: Wanted, own: list[str], reply: list[Reply]
+    ) -> Leased | NotLeased | AsyncStoreError:
+        tag, *rest = reply
+        if tag == b"error":
+            return self._router.answers.refused(scripts.LEASE.name, rest[0].decode())
         if tag not in (b"leased", b"again"):
             return NotLeased(tag.decode(), rest)
         token, attempt, first, through, through_id, diverged_at, *members = rest
+        position, lease, _, *timeline = own
         leased = Leased(
-            aggregate,
-            holder,
+            wanted.aggregate,
+            wanted.holder,
             token,
             attempt,
             through,
             through_id.decode(),
             tag == b"again",
-            [self._due(), position, lease, *timeline[:3]],  # not `attached`
+            [position, lease, *timeline[:3]],  # not `attached`
         )
-        due = first if terms.types is None else None
+        due = first if self.terms.types is None else None
         self._decode(leased, members, due, int(diverged_at or 0))
         return leased
 
@@ -193,9 +223,22 @@ class Worklist:
 
     async def ack(self, leased: Leased, known: Known, following: int | None) -> str:
         """Record what was done; return what is left: see ack.lua."""
-        arguments = _ack_arguments(leased, known, following)
-        (outcome,) = await self._router.run(scripts.ACK, leased.keys, arguments)
-        return str(outcome.decode())
+        return self.acked(await self.send_ack(leased, known, following))
+
+    def send_ack(
+        self, leased: Leased, known: Known, following: int | None
+    ) -> asyncio.Future[Reply]:
+        """Begin to record what was done: what many begin in one turn travels together."""
+        return self._acks.send(leased.keys, _ack_arguments(leased, known, following))
+
+    def acked(self, reply: Reply) -> str:
+        """Return what is left, by the answer to an ack."""
+        parts = self._router.answers.checked(reply, scripts.ACK.name)
+        if forms.is_failure(parts):
+            raise self._router.answers.refused(scripts.ACK.name, parts[1].decode())
+        if not forms.is_one_text(parts):
+            raise self._router.answers.misfit(scripts.ACK.name)
+        return str(parts[0].decode())
 
     async def ack_and_append(
         self,
@@ -206,8 +249,7 @@ class Worklist:
         effects: Effects,
     ) -> tuple[str, Appended | None]:
         """Record what was done, and append events in the same step: see ack_append.lua."""
-        due, position, lease, *_ = leased.keys
-        ack = Ack([due, position, lease], _ack_arguments(leased, known, following))
+        ack = Ack([self._due(), *leased.keys[:2]], _ack_arguments(leased, known, following))
         return await writer.store_with_ack(leased.aggregate, effects, ack)
 
     async def nack(self, leased: Leased, event: Known, delay: float, reason: str) -> str:

@@ -56,6 +56,7 @@ ORDER = [
     "writing",
     "events",
     "listening",
+    "acks",
     "worklist",
     "registering",
     "progress",

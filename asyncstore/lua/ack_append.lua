@@ -28,6 +28,7 @@ local MOST_CLAIMS = 100 -- of one source, that are after the events that were ha
 -- include: appending.lua
 local events, _, expected, first, last, options, branch, trace = next_append()
 local divergence, main = branch and branch.divergence, branch and branch.main
+local moment = now_of_server()
 -- include: acking.lua
 
 -- Returns what append.lua has answered to the first arrival, if there was one. The events are found

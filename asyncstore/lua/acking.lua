@@ -1,10 +1,10 @@
 -- How the ack of a lease is carried out. It goes by what the script before it has named: the keys
 -- `due`, `position`, `lease`, `events`, `divergence` and `main`; `root`, `holder`, `through`, `id`,
--- `following` and `is_again`, as ack.lua has them.
+-- `following` and `is_again`, as ack.lua has them; `moment`, the server's time.
 local about = about_lease(lease)
 local next_sequence, diverged_at = end_of(events, divergence, main)
 local at = tonumber(position_of(position, diverged_at) or -1)
-local is_still_held = is_held(about, holder, now_of_server())
+local is_still_held = is_held(about, holder, moment)
 
 -- Whether the lease was given back by this ack, or one of the same lease that went as far.
 local function was_acked()
@@ -20,14 +20,18 @@ local function settle(stop)
     redis.call('ZADD', due, 0, root)
     return 'more'
   end
-  if at < through then
-    advance(position, lease, through, id)
+  local function note(...)
+    if at < through then
+      advance(position, lease, through, id, 'by', holder, ...)
+    else
+      redis.call('HSET', lease, 'by', holder, ...)
+    end
   end
   if following ~= '' then
-    redis.call('HSET', lease, 'by', holder, 'of', following, 'tries', 1)
+    note('of', following, 'tries', 1)
     return 'ok'
   end
-  redis.call('HSET', lease, 'by', holder, 'holder', '', 'until', '0')
+  note('holder', '', 'until', '0')
   if math.max(at, through) + 1 < stop or about.again ~= '' then
     redis.call('ZADD', due, 0, root)
     return 'more'

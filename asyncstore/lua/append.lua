@@ -35,6 +35,7 @@
 -- include: page.lua
 -- include: claims.lua
 -- include: ring.lua
+-- include: failing.lua
 local commits, roots, editions, domains = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local mark, domain, edition, aggregates = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local channel = ARGV[5]
@@ -48,11 +49,7 @@ for index = 1, aggregates do
   if done and reply[1] ~= 'ok' and trace and trace.erasures then
     pcall(claim_nothing, trace) -- the append has its answer, whatever comes of this
   end
-  if not done then
-    local text = type(reply) == 'table' and reply.err or tostring(reply)
-    reply = { 'error', string.match(text, '^%-?(%u+)') or 'ERR' }
-  end
-  replies[index] = reply
+  replies[index] = done and reply or failure_of(reply)
 end
 ring(channel, domain, edition)
 return replies

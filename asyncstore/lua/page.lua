@@ -12,7 +12,7 @@ end
 -- Puts members into `reply`, until `limit` of them are there, BYTES_A_PAGE have been looked at, or
 -- the parts end. A part is {key, first sequence, the sequence after its last}; parts are in order.
 -- Those for which `is_wanted` says no are passed over; nil for all.
--- reply[1] becomes the sequence to go on after, '' at the end.
+-- reply[1] becomes the sequence to go on after, '' at the end. Returns how many bytes were read.
 -- How large events are is found out on the way, a few first and then more each time: large ones
 -- overshoot a page by a few.
 local function page(reply, parts, limit, backwards, is_wanted)
@@ -36,14 +36,14 @@ local function page(reply, parts, limit, backwards, is_wanted)
       end
       if room == 0 then
         reply[1] = redis.call('ZSCORE', events, reply[#reply])
-        return
+        return bytes
       end
       is_over = #members < size
       if #members > 0 and (not is_over or bytes >= BYTES_A_PAGE) then
         local last = redis.call('ZSCORE', events, members[#members])
         if bytes >= BYTES_A_PAGE then
           reply[1] = last
-          return
+          return bytes
         end
         if backwards then
           stop = '(' .. last
@@ -55,4 +55,5 @@ local function page(reply, parts, limit, backwards, is_wanted)
     end
   end
   reply[1] = ''
+  return bytes
 end
