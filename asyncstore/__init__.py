@@ -37,7 +37,7 @@ from asyncstore.recorded import EventBook, Loaded, RecordedEvent
 from asyncstore.settings import Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.store import Store, open
-from asyncstore.subscriptions import Delivery, SubscribeOptions, Subscription
+from asyncstore.subscriptions import Bundle, Delivery, SubscribeOptions, Subscription
 from asyncstore.values import (
     ANY,
     FIRST,
@@ -66,6 +66,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "Snapshots",
     "Listener",
     "Subscription",
+    "Bundle",
     "Delivery",
     "SubscribeOptions",
     "Subscriptions",

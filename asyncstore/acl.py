@@ -13,8 +13,8 @@ COMMANDS: Final = (
     # what the driver sends
     *("evalsha", "eval", "get", "zcard", "zrange", "zscore"),
     # what its scripts do; those named above, too
-    *("set", "time", "exists", "unlink", "hget", "hgetall", "hmget", "hset"),
-    *("hlen", "rename", "sadd", "scard", "smembers", "zadd", "zrem"),
+    *("set", "time", "exists", "unlink", "hget", "hgetall", "hmget", "hset", "mget"),
+    *("hlen", "mset", "rename", "sadd", "scard", "smembers", "zadd", "zrem"),
     *("zremrangebylex", "zremrangebyrank", "zremrangebyscore", "zunionstore", "spublish"),
     # to hear of appends
     "ssubscribe",

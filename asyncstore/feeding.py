@@ -36,6 +36,11 @@ _MOST_RUNG: Final = 10_000  # aggregates that are known to have changed; a sweep
 _FIRST_PAUSE: Final = 0.05  # seconds after a failure; doubled each time
 _LONGEST_PAUSE: Final = 2.0
 _PASSING: Final = (StoreUnavailable, OutcomeUnknown, StoreFull)  # what it waits for the end of
+_LEAST_AHEAD: Final = 16
+_MOST_AHEAD: Final = 64
+_SHORT_WAIT: Final = 0.05  # seconds
+_LONG_WAIT: Final = 0.5
+_MOST_LEASES: Final = 32  # in one call: about a millisecond of the server
 _FIRST: Final = 0.0  # a moment that comes before those of all others
 
 H = TypeVar("H", bound="Hashable")
@@ -78,6 +83,23 @@ class Agenda(Generic[H]):
                 return moment
             heapq.heappop(self._heap)
         return math.inf
+
+
+class Pace:
+    """How many aggregates are leased ahead: many where handlers are quick, few where they are slow.
+
+    What waits for a slow handler is kept from other workers that may have nothing to do.
+    """
+
+    def __init__(self) -> None:
+        self.ahead = _LEAST_AHEAD
+
+    def took(self, waited: float) -> None:
+        """Take notice of how many seconds an aggregate has waited for its handler."""
+        if waited > _LONG_WAIT:
+            self.ahead = max(self.ahead // 2, _LEAST_AHEAD)
+        elif waited < _SHORT_WAIT:
+            self.ahead = min(self.ahead + 1, _MOST_AHEAD)
 
 
 class Desk(Protocol):
@@ -209,7 +231,11 @@ class Feeder:
         for _ in range(count):
             one = self._due.popitem(last=False)
             chosen.setdefault(self._desk.place_of(one[0]), []).append(one)
-        await all_of(self._lease(*some) for some in chosen.items())
+        await all_of(
+            self._lease(place, some[first : first + _MOST_LEASES])
+            for place, some in chosen.items()
+            for first in range(0, len(some), _MOST_LEASES)
+        )
 
     async def _look(self, place: Place, most: int) -> None:
         """Take what is due at a place, and have what has changed there made due."""

@@ -22,7 +22,7 @@ from asyncstore.errors import (
     LeaseLost,
     StoreClosed,
 )
-from asyncstore.feeding import Feeder
+from asyncstore.feeding import Feeder, Pace
 from asyncstore.keys import ALL
 from asyncstore.names import check_seconds
 from asyncstore.sharing import all_of
@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from asyncstore.router import Router
     from asyncstore.sweeping import Sweeper
     from asyncstore.values import Appended, Event, Expected, Start, Trace
+    from asyncstore.wire import Reply
     from asyncstore.worklist import Known, Leased, Terms
     from asyncstore.writing import Writer
 
 _log = logging.getLogger(__name__)
 
 _FEEDER: Final = "feeder"  # the name of such a task
-_AHEAD: Final = 16  # aggregates that are leased before somebody asks for them
 _MOST_KNOWN: Final = 10_000  # aggregates of which it is remembered what was handled last
 _RENEWED_AT_ONCE: Final = 100
 _SCOUT_PAUSE: Final = 1.0  # seconds after a failure
@@ -176,6 +176,46 @@ class Delivery:
         return f"<Delivery {self._held.aggregate} {which} attempt={self.attempt}>"
 
 
+class Bundle:
+    """Deliveries of several aggregates that are handled together, and acked in one go."""
+
+    __slots__ = ("_subscription", "deliveries")
+
+    def __init__(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
+        self._subscription = subscription
+        self.deliveries = deliveries
+        """One of each aggregate; each can be acked or nacked by itself."""
+
+    @property
+    def events(self) -> list[RecordedEvent]:
+        """All events, those of an aggregate one after the other."""
+        return [event for delivery in self.deliveries for event in delivery.events]
+
+    async def ack(self) -> None:
+        """Ack all deliveries that were neither acked nor nacked.
+
+        Each has an answer of its own: where one can't be acked, the others are all the same, and
+        then its error is raised; see `Delivery.ack`. After `StoreUnavailable` and `OutcomeUnknown`
+        it can be called again.
+        """
+        await self._subscription._ack_all(self.deliveries)
+
+    def __repr__(self) -> str:
+        return f"<Bundle of {len(self.deliveries)} aggregates, {len(self.events)} events>"
+
+
+@dataclass(slots=True)
+class _Step:
+    """What an ack records: the first `count` events that are not settled."""
+
+    delivery: Delivery
+    held: _Held
+    settled: int  # before
+    count: int
+    known: Known
+    following: int | None
+
+
 @dataclass(slots=True, eq=False)
 class _Held:
     """An aggregate that this worker has leased, or is about to."""
@@ -184,6 +224,7 @@ class _Held:
     worklist: Worklist
     ends: float  # when the lease may end, by the clock of the event loop, unless renewed
     leased: Leased = field(init=False)
+    offered: float = 0.0  # when it was, to whoever takes it
     delivery: weakref.ref[Delivery] | None = None  # what is in progress
     task: asyncio.Task[Any] | None = None  # that took the delivery
     was_rung: bool = False  # more was appended since we asked last
@@ -241,6 +282,7 @@ class Subscription:
         self._ready: deque[_Held] = deque()  # with events that nobody has yet
         self._errors: deque[AsyncStoreError] = deque()  # to be raised where deliveries are taken
         self._known: OrderedDict[Aggregate, Known] = OrderedDict()
+        self._pace = Pace()
         self._takers: deque[asyncio.Future[None]] = deque()
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -349,6 +391,9 @@ class Subscription:
         held = self._all_held()
         self._held.clear()
         self._ready.clear()
+        await self._release(held)
+
+    async def _release(self, held: list[_Held]) -> None:
         await all_of(self._release_at(*one) for one in self._by_place(held).items())
 
     async def _release_at(self, place: Place, held: list[_Held]) -> None:
@@ -398,6 +443,31 @@ class Subscription:
             except StopAsyncIteration:
                 return
 
+    async def bundles(self) -> AsyncIterator[Bundle]:
+        """Iterate over what can be handled at once: deliveries of several aggregates.
+
+        Those that are there, with at most `batch` events in all: for handlers that write many
+        events in one go, such as to another database. `Bundle.ack()` is for all of them.
+        """
+        while True:
+            try:
+                first = await self._take(self._terms.batch)
+            except StopAsyncIteration:
+                return
+            yield Bundle(self, [first, *self._take_more(self._terms.batch - len(first.events))])
+
+    def _take_more(self, room: int) -> list[Delivery]:
+        """Take what is there, whole, as far as there is room for events."""
+        deliveries: list[Delivery] = []
+        while self._ready and len(self._ready[0].leased.events) <= room:
+            held = self._ready.popleft()
+            if held.ends > _now():
+                deliveries.append(self._deliver(held, room))
+                room -= len(deliveries[-1].events)
+            else:
+                self._lose(held)
+        return deliveries
+
     async def _take(self, most: int) -> Delivery:
         if self._state == "new":
             raise StoreClosed("use the subscription inside `async with store.subscribe(…) as sub:`")
@@ -437,7 +507,9 @@ class Subscription:
         delivery = Delivery(self, held, events)
         held.delivery = weakref.ref(delivery)
         held.task = asyncio.current_task()
-        if len(self._ready) < _AHEAD // 2:
+        self._pace.took(_now() - held.offered)
+        self._give_back_surplus()
+        if len(self._ready) < self._pace.ahead // 2:
             for feeder in self._feeders.values():
                 if feeder.lacks_room:
                     feeder.wake()
@@ -445,19 +517,77 @@ class Subscription:
 
     def _offer(self, held: _Held) -> None:
         """Let somebody take the next events of an aggregate."""
-        held.delivery = held.task = None
+        held.delivery, held.task, held.offered = None, None, _now()
         self._ready.append(held)
         self._wake_taker()
+
+    def _give_back_surplus(self) -> None:
+        """Let other workers have what was leased ahead when handlers were quicker."""
+        count = len(self._ready) - self._pace.ahead
+        surplus = [self._ready.pop() for _ in range(count)]
+        if surplus:
+            for held in surplus:
+                self._let_go(held, is_due=False)
+            self._start(self._release(surplus))
 
     # Settling deliveries
 
     async def _ack(
         self, delivery: Delivery, through: int | None, effects: Effects | None
     ) -> Appended | None:
+        step = self._step(delivery, through)
+        if step is None:
+            return await self._acked_before(delivery, effects)
+        held, appended = step.held, None
+        if effects is None:
+            outcome = await held.worklist.ack(held.leased, step.known, step.following)
+        else:
+            outcome, appended = await held.worklist.ack_and_append(
+                held.leased, step.known, step.following, self._writer, effects
+            )
+        if delivery._settled != step.settled:
+            return await self._acked_before(delivery, effects)  # it was acked twice at once
+        delivery._appended = appended
+        await self._acked(step, outcome)
+        return await self._made_durable(delivery)
+
+    async def _ack_all(self, deliveries: Iterable[Delivery]) -> None:
+        """Ack what is open of deliveries in one go, and then raise the first error."""
+        errors: list[AsyncStoreError] = []
+        steps: list[_Step] = []
+        for delivery in deliveries:
+            try:
+                step = None if delivery._is_refused else self._step(delivery)
+            except LeaseLost as error:
+                errors.append(error)
+            else:
+                steps += [step] if step is not None else []
+        sent = [
+            step.held.worklist.send_ack(step.held.leased, step.known, step.following)
+            for step in steps
+        ]
+        replies = await asyncio.gather(*sent, return_exceptions=True)
+        for step, reply in zip(steps, replies, strict=True):
+            try:
+                await self._answered(step, reply)
+            except AsyncStoreError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    async def _answered(self, step: _Step, reply: Reply) -> None:
+        if isinstance(reply, BaseException):
+            raise reply
+        outcome = step.held.worklist.acked(reply)
+        if step.delivery._settled == step.settled:  # it was not acked twice at once
+            await self._acked(step, outcome)
+
+    def _step(self, delivery: Delivery, through: int | None = None) -> _Step | None:
+        """Return what an ack is to record, None if that was done before."""
         held, leased, settled = delivery._held, delivery._held.leased, delivery._settled
         count = _count_up_to(delivery.events, through) - settled
         if count <= 0 and not delivery._is_refused:
-            return await self._acked_before(delivery, effects)
+            return None
         self._check_lease(delivery)
         following = leased.events[count].sequence if count < len(leased.events) else None
         if following is None and leased.bad is not None:
@@ -466,25 +596,19 @@ class Subscription:
         known = (last.sequence, last.id.hex)
         if following is None:
             known, held.was_rung = (leased.through, leased.through_id), False
-        appended = None
-        if effects is None:
-            outcome = await held.worklist.ack(leased, known, following)
-        else:
-            outcome, appended = await held.worklist.ack_and_append(
-                leased, known, following, self._writer, effects
-            )
-        if delivery._settled != settled:
-            return await self._acked_before(delivery, effects)  # it was acked twice at once
+        return _Step(delivery, held, settled, count, known, following)
+
+    async def _acked(self, step: _Step, outcome: str) -> None:
+        """Take notice of what the server says of an ack."""
+        delivery, held = step.delivery, step.held
         if outcome == "lost":
-            raise self._lost(held, last.sequence)
-        self._remember(held.aggregate, known)
-        delivery._settled += count
-        delivery._appended = appended
-        for _ in range(count):
-            leased.events.popleft()
-        leased.attempt = 1
+            raise self._lost(held, delivery.events[step.settled + step.count - 1].sequence)
+        self._remember(held.aggregate, step.known)
+        delivery._settled += step.count
+        for _ in range(step.count):
+            held.leased.events.popleft()
+        held.leased.attempt = 1
         await self._go_on(delivery, outcome)
-        return await self._made_durable(delivery)
 
     async def _acked_before(self, delivery: Delivery, effects: Effects | None) -> Appended | None:
         """Return what the ack before has appended. One that had nothing can't be added to."""
@@ -507,7 +631,7 @@ class Subscription:
             if held.leased.events:
                 self._offer(held)
             else:
-                await self._refuse_bad(held)
+                await self._pass_over(held)
         else:
             self._let_go(held, is_due=outcome == "more" or held.was_rung)
         self._settled.set()
@@ -531,13 +655,23 @@ class Subscription:
         self._let_go(held, is_due=outcome == "buried" or delay == 0)
         self._look_by(held.aggregate, delay)
 
-    async def _refuse_bad(self, held: _Held) -> None:
-        """Say no to an event that can't be read: nobody can handle it."""
-        error = held.leased.bad
-        if error is not None:
-            _log.error("%s can't go on: %s", self._terms.handler, error)
-            event = (held.leased.bad_at, "")
-            await self._refuse(held, event, _CORRUPT_PAUSE, type(error).__name__)
+    async def _pass_over(self, held: _Held) -> None:
+        """Say no to an event that can't be read, or forget a dead letter whose event is gone.
+
+        If that can't be said the lease ends by itself, and somebody comes to it again.
+        """
+        leased, error = held.leased, held.leased.bad
+        try:
+            if error is None:
+                await held.worklist.ack(leased, (leased.through, leased.through_id), None)
+                self._let_go(held, is_due=True)
+            else:
+                _log.error("%s can't go on: %s", self._terms.handler, error)
+                bad = (leased.bad_at, "")
+                await self._refuse(held, bad, _CORRUPT_PAUSE, type(error).__name__)
+        except AsyncStoreError as failure:
+            _log.warning("%s waits: %s", self._terms.handler, failure)
+            self._let_go(held, is_due=True)
 
     def _check_lease(self, delivery: Delivery) -> None:
         held = delivery._held
@@ -567,7 +701,7 @@ class Subscription:
 
     def share(self) -> int:
         """Return how many aggregates a feeder may lease now."""
-        room = _AHEAD - len(self._ready)
+        room = self._pace.ahead - len(self._ready)
         return max(room // max(len(self._feeders), 1), 1) if room > 0 else 0
 
     def is_open(self) -> bool:
@@ -633,15 +767,6 @@ class Subscription:
         """Have an error raised where deliveries are taken."""
         self._errors.append(error)
         self._wake_taker()
-
-    async def _pass_over(self, held: _Held) -> None:
-        """Say no to an event that can't be read, or forget a dead letter whose event is gone."""
-        leased = held.leased
-        if leased.bad is not None:
-            await self._refuse_bad(held)
-            return
-        await held.worklist.ack(leased, (leased.through, leased.through_id), None)
-        self._let_go(held, is_due=True)
 
     def _not_leased(self, held: _Held, found: NotLeased) -> None:
         self._let_go(held, is_due=found.why == "more" or (found.why == "idle" and held.was_rung))

@@ -3,8 +3,9 @@
     python -m benchmarks.subscribing [--output build/bench-subscriptions.json] [--quick]
 
 Streams are what people would use otherwise: one stream, with neither order per aggregate nor replay
-of one aggregate. Both write to the same server and ack each event, or each batch; the sides take
-turns.
+of one aggregate. Both write to the same server; their entries have the same body, and say of which
+aggregate and type they are. Both decode it, and ack each event, each batch of one aggregate, or as
+many events of any as a consumer gets at once, which for a stream is the same. The sides take turns.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import redis.asyncio
 import typer
 from rich.console import Console
@@ -101,20 +103,33 @@ async def fill(store: Store, client: redis.asyncio.Redis) -> None:
         await asyncio.gather(*(write(n) for n in range(first, min(first + 500, AGGREGATES))))
     pipeline = client.pipeline(transaction=False)
     for number in range(EVENTS):
-        pipeline.xadd(STREAM + "-full", {"data": json.dumps(DATA)})
+        pipeline.xadd(STREAM + "-full", _entry(number % AGGREGATES))
         if number % 1000 == 999:
             await pipeline.execute()
     await pipeline.execute()
 
 
-async def store_catches_up(store: Store, handlers: int, *, batches: bool) -> float:
+def _entry(root: int) -> dict[Any, Any]:
+    """Return what an event is in a stream."""
+    return {
+        "root": f"{root}",
+        "type": "Benched",
+        "id": uuid.uuid4().hex,
+        "data": orjson.dumps(DATA),
+    }
+
+
+async def store_catches_up(store: Store, handlers: int, how: str) -> float:
     done, seen = asyncio.Event(), 0
 
     async def work() -> None:
         nonlocal seen
-        async for delivery in sub.batches() if batches else sub:
-            seen += len(delivery.events)
-            await delivery.ack()
+        taken: Any = {"event": sub.__aiter__, "batch": sub.batches, "bundle": sub.bundles}[how]()
+        async for some in taken:
+            for event in some.events:
+                assert event.data == DATA  # noqa: S101
+            seen += len(some.events)
+            await some.ack()
             if seen == EVENTS:
                 done.set()
 
@@ -127,7 +142,7 @@ async def store_catches_up(store: Store, handlers: int, *, batches: bool) -> flo
     return EVENTS / elapsed
 
 
-async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, *, batches: bool) -> float:
+async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, how: str) -> float:
     group = uuid.uuid4().hex
     await client.xgroup_create(STREAM + "-full", group, id="0")
 
@@ -135,9 +150,11 @@ async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, *, batch
         streams: Any = {STREAM + "-full": ">"}
         while found := await client.xreadgroup(group, name, streams, count=BATCH):
             pages: Any = found
-            entries = [entry for _, page in pages for entry, _ in page]
-            for some in [entries] if batches else [[entry] for entry in entries]:
-                await client.xack(STREAM + "-full", group, *some)
+            entries = [entry for _, page in pages for entry in page]
+            for some in [[entry] for entry in entries] if how == "event" else [entries]:
+                for _, fields in some:
+                    assert orjson.loads(fields[b"data"]) == DATA  # noqa: S101
+                await client.xack(STREAM + "-full", group, *(entry for entry, _ in some))
 
     started = time.perf_counter()
     await asyncio.gather(*(work(f"{n}") for n in range(handlers)))
@@ -223,17 +240,17 @@ async def _rates(
     store: Store, client: redis.asyncio.Redis, rounds: int
 ) -> dict[str, dict[str, float]]:
     rates: Figures = defaultdict(list)
-    settings = [(handlers, batches) for batches in (False, True) for handlers in (1, 8)]
+    settings = [(handlers, how) for how in ("event", "batch", "bundle") for handlers in (1, 8)]
     for _ in range(rounds):
-        for handlers, batches in settings:
-            name = f"{handlers} at once, " + ("a batch" if batches else "an event") + " an ack"
+        for handlers, how in settings:
+            name = f"{handlers} at once, an ack each {how}"
             sides: list[tuple[str, Callable[..., Awaitable[float]], Any]] = [
                 ("asyncstore", store_catches_up, store),
                 ("streams", stream_catches_up, client),
             ]
             random.shuffle(sides)
             for side, catch_up, through in sides:
-                rates[f"{name}|{side}"].append(await catch_up(through, handlers, batches=batches))
+                rates[f"{name}|{side}"].append(await catch_up(through, handlers, how))
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for key, values in rates.items():
         name, side = key.split("|")

@@ -12,7 +12,7 @@
 -- include: timeline.lua
 -- include: positions.lua
 -- include: leases.lua
--- include: handling.lua
+-- include: later.lua
 -- include: failing.lua
 local due, width = KEYS[1], tonumber(ARGV[1])
 local FIRST_KEY, FIRST_ARGUMENT, ARGUMENTS = 2, 2, 6
@@ -36,10 +36,15 @@ local function ack_one(key, place)
   return { settle(next_sequence) }
 end
 
-local replies, place = {}, FIRST_ARGUMENT
+local positions, replies, place = {}, {}, FIRST_ARGUMENT
+for key = FIRST_KEY, #KEYS, width do
+  positions[#positions + 1] = KEYS[key]
+end
+read_positions(positions)
 for key = FIRST_KEY, #KEYS, width do
   local done, reply = pcall(ack_one, key, place)
   replies[#replies + 1] = done and reply or failure_of(reply)
   place = place + ARGUMENTS
 end
+write_all(due)
 return replies

@@ -16,7 +16,7 @@
 -- include: ring.lua
 -- include: positions.lua
 -- include: leases.lua
--- include: handling.lua
+-- include: later.lua
 local due, position, lease = KEYS[1], KEYS[2], KEYS[3]
 local commits, roots, editions, domains = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local root, holder, through, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -69,6 +69,7 @@ local function carry_out()
 end
 
 local reply = carry_out()
+write_all(due)
 if trace.erasures and (not reply[2] or reply[2][1] ~= 'ok') then
   pcall(claim_nothing, trace)
 end

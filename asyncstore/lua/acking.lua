@@ -1,9 +1,9 @@
--- How the ack of a lease is carried out. It goes by what the script before it has named: the keys
+-- How the ack of a lease is carried out, but for what `write_all` writes. It goes by what the script before it has named: the keys
 -- `due`, `position`, `lease`, `events`, `divergence` and `main`; `root`, `holder`, `through`, `id`,
 -- `following` and `is_again`, as ack.lua has them; `moment`, the server's time.
 local about = about_lease(lease)
 local next_sequence, diverged_at = end_of(events, divergence, main)
-local at = tonumber(position_of(position, diverged_at) or -1)
+local at = tonumber(position_of(value_at(position), diverged_at) or -1)
 local is_still_held = is_held(about, holder, moment)
 
 -- Whether the lease was given back by this ack, or one of the same lease that went as far.
@@ -17,12 +17,13 @@ local function settle(stop)
   if is_again then
     local left = string.gsub(about.again, '^%d+ ?', '')
     redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', holder, 'again', left)
-    redis.call('ZADD', due, 0, root)
+    make_due(0, root)
     return 'more'
   end
   local function note(...)
     if at < through then
-      advance(position, lease, through, id, 'by', holder, ...)
+      move(position, through)
+      redis.call('HSET', lease, 'at', string.format('%.0f', through), 'id', id, 'by', holder, ...)
     else
       redis.call('HSET', lease, 'by', holder, ...)
     end
@@ -33,9 +34,9 @@ local function settle(stop)
   end
   note('holder', '', 'until', '0')
   if math.max(at, through) + 1 < stop or about.again ~= '' then
-    redis.call('ZADD', due, 0, root)
+    make_due(0, root)
     return 'more'
   end
-  redis.call('ZREM', due, root)
+  drop(root)
   return 'idle'
 end

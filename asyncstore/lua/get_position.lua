@@ -6,4 +6,4 @@
 -- include: positions.lua
 local position, divergence = KEYS[1], KEYS[2]
 
-return position_of(position, divergence_of(divergence))
+return position_of(redis.call('GET', position), divergence_of(divergence))

@@ -8,12 +8,11 @@ local function belong(handlers, attached, handler, root)
   end
 end
 
--- Moves the position to an event, and remembers which one that is, and what else is to be known of
--- the lease: names and values.
-local function advance(position, lease, sequence, id, ...)
+-- Moves the position to an event, and remembers which one that is.
+local function advance(position, lease, sequence, id)
   local score = string.format('%.0f', sequence)
   redis.call('SET', position, score)
-  redis.call('HSET', lease, 'at', score, 'id', id, ...)
+  redis.call('HSET', lease, 'at', score, 'id', id)
 end
 
 -- Puts an event among those that are left for a person to look at.

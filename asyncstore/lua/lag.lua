@@ -19,7 +19,7 @@ for place = 1, #KEYS, width do
     divergence, main = KEYS[place + 3], KEYS[place + 4]
   end
   local next_sequence, diverged_at = end_of(events, divergence, main)
-  local at = tonumber(position_of(position, diverged_at) or -1) or -1
+  local at = tonumber(position_of(redis.call('GET', position), diverged_at) or -1) or -1
   local about = about_lease(lease)
   local first = at + 1 < next_sequence and member_at(events, main, diverged_at, at + 1)
   replies[#replies + 1] = string.format('%.0f', math.max(next_sequence - at - 1, 0))

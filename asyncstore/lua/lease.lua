@@ -24,18 +24,25 @@
 -- include: leases.lua
 -- include: handling.lua
 -- include: failing.lua
+-- include: later.lua
 local due, dead = KEYS[1], KEYS[2]
 local handler, lasts, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local most_tries = (tonumber(ARGV[4]) or math.huge) + 1
 local width, count_of_types = tonumber(ARGV[5]), tonumber(ARGV[6])
 local FIRST_KEY, FIRST_TYPE = 3, 7
+local LARGE = 2048 -- bytes of an event
 local EXHAUSTED = 'its lease ended'
 
 local now = now_of_server()
 local ends = string.format('%.0f', now + lasts)
 redis.call('ZCARD', due) -- these fail here, before the first write, if they are something else
 redis.call('ZCARD', dead)
-local bytes = 0 -- that were read so far
+local bytes, events_read = 0, 0
+
+-- Returns how many events to read first: many where those of other aggregates are small.
+local function first_chunk()
+  return bytes < events_read * LARGE and LARGEST_CHUNK or FIRST_CHUNK
+end
 
 local function is_of_types(member)
   local _, place = string.find(member, '^%[%d+,%-?%d+,"%x+",')
@@ -64,12 +71,11 @@ local function lease_one(key, root, holder, known, known_id)
     return { 'taken', about.ends - now }
   end
   local next_sequence, diverged_at = end_of(events, divergence, main)
-  local text = position_of(position, diverged_at)
+  local text = position_of(value_at(position), diverged_at)
   local at = tonumber(text or -1)
-  redis.call('SCARD', handlers) -- fails here, before the first write, if it is something else
 
   local function hold_back(...)
-    redis.call('ZADD', due, ends, root)
+    make_due(ends, root)
     return { ... }
   end
 
@@ -105,7 +111,7 @@ local function lease_one(key, root, holder, known, known_id)
     local of = string.match(members[3] or '', '^%[(%d+),') or string.format('%.0f', first)
     redis.call('HSET', lease, 'holder', holder, 'until', ends, 'token', token, 'of', of,
       'tries', attempt)
-    redis.call('ZADD', due, ends, root)
+    make_due(ends, root)
     local diverged = diverged_at and string.format('%.0f', diverged_at) or ''
     local reply = { tag, token, attempt, first, through, id_of(last), diverged }
     for place = 3, #members do
@@ -124,10 +130,10 @@ local function lease_one(key, root, holder, known, known_id)
       redis.call('HSET', lease, 'holder', '', 'until', '0')
     end
     if through + 1 < next_sequence then
-      redis.call('ZADD', due, 0, root)
+      make_due(0, root)
       return { 'more' }
     end
-    redis.call('ZREM', due, root)
+    drop(root)
     return { 'idle' }
   end
 
@@ -140,7 +146,9 @@ local function lease_one(key, root, holder, known, known_id)
 
   local found = { '', '' }
   local parts = parts_of(events, main, diverged_at or FAR, at + 1, next_sequence)
-  bytes = bytes + page(found, parts, limit, false, count_of_types > 0 and is_of_types or nil)
+  local is_wanted = count_of_types > 0 and is_of_types or nil
+  bytes = bytes + page(found, parts, limit, false, is_wanted, first_chunk())
+  events_read = events_read + #found - 2
   local through = found[1] == '' and next_sequence - 1 or tonumber(found[1])
   if not found[3] then
     return pass_over(through)
@@ -150,13 +158,18 @@ local function lease_one(key, root, holder, known, known_id)
   local attempt = was_tried and about.tries + (about.holder == holder and 0 or 1) or 1
   if attempt > most_tries then
     -- Whoever had it has not even said that it failed.
+    redis.call('SCARD', handlers) -- fails here, before the first write, if it is something else
     bury(dead, root, first, id_of(found[3]), attempt - 1, now, EXHAUSTED)
     return pass_over(first)
   end
   return hand_out('leased', found, at + 1, through, attempt)
 end
 
-local replies, argument = {}, FIRST_TYPE + count_of_types
+local positions, replies, argument = {}, {}, FIRST_TYPE + count_of_types
+for key = FIRST_KEY, #KEYS, width do
+  positions[#positions + 1] = KEYS[key]
+end
+read_positions(positions)
 for key = FIRST_KEY, #KEYS, width do
   if bytes < BYTES_A_PAGE then
     local done, reply = pcall(lease_one, key, ARGV[argument], ARGV[argument + 1],
@@ -167,4 +180,5 @@ for key = FIRST_KEY, #KEYS, width do
   end
   argument = argument + 4
 end
+write_all(due)
 return replies

@@ -14,9 +14,9 @@ end
 -- Those for which `is_wanted` says no are passed over; nil for all.
 -- reply[1] becomes the sequence to go on after, '' at the end. Returns how many bytes were read.
 -- How large events are is found out on the way, a few first and then more each time: large ones
--- overshoot a page by a few.
-local function page(reply, parts, limit, backwards, is_wanted)
-  local room, bytes, size = limit, 0, FIRST_CHUNK
+-- overshoot a page by a few. Who knows that they are small has a first chunk that is larger.
+local function page(reply, parts, limit, backwards, is_wanted, first_chunk)
+  local room, bytes, size = limit, 0, first_chunk or FIRST_CHUNK
   for number = 1, #parts do
     local part = parts[backwards and #parts + 1 - number or number]
     local events, start = part[1], string.format('%.0f', part[2])

@@ -7,6 +7,7 @@
 --         {root, number of its last commit, ...}, {root, ...},
 --         microseconds until the next is due, or '' for none}
 -- include: leases.lua
+-- include: later.lua
 local subscription, roots, due = KEYS[1], KEYS[2], KEYS[3]
 local most_changed, most_due, moment = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 
@@ -22,8 +23,9 @@ if most_due > 0 then
   local latest = string.format('%.0f', now)
   ready = redis.call('ZRANGE', due, '-inf', latest, 'BYSCORE', 'LIMIT', 0, most_due)
   for _, root in ipairs(ready) do
-    redis.call('ZADD', due, now + moment, root)
+    make_due(now + moment, root)
   end
+  write_all(due)
 end
 local following = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]
 local wait = following and string.format('%.0f', math.max(following - now, 0)) or ''

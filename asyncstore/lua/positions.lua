@@ -2,10 +2,9 @@
 -- number: it may stand at events that are no part of the edition any more.
 local UNDIVERGED = '*'
 
--- Returns the position as text, or false where there is none. One that was put further than where
--- the edition has diverged since then stands right before that.
-local function position_of(position, diverged_at)
-  local value = redis.call('GET', position)
+-- Returns the position as text by what is at its key, or false where there is none. One that was put
+-- further than where the edition has diverged since then stands right before that.
+local function position_of(value, diverged_at)
   local number = value and string.match(value, '^(%d+)%' .. UNDIVERGED .. '$')
   if not number then
     return value

@@ -9,7 +9,7 @@ local position, handlers, divergence, attached = KEYS[1], KEYS[2], KEYS[3], KEYS
 local handler, sequence, direction, root = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 local diverged_at = divergence and divergence_of(divergence)
-local current = tonumber(position_of(position, diverged_at))
+local current = tonumber(position_of(redis.call('GET', position), diverged_at))
 redis.call('SCARD', handlers) -- fails here, before the first write, if it is not a set
 if direction == 'forwards' and current and current >= tonumber(sequence) then
   return { 'behind' }

@@ -13,6 +13,7 @@
 -- include: positions.lua
 -- include: leases.lua
 -- include: handling.lua
+-- include: later.lua
 local subscription, due = KEYS[1], KEYS[2]
 local handler, is_marking, from, to = ARGV[1], ARGV[2] == 'mark', ARGV[3], ARGV[4]
 local is_last, width = ARGV[5] == 'last', tonumber(ARGV[6])
@@ -33,8 +34,11 @@ local function is_behind(place, root, start)
   if width > 4 then
     divergence, main, attached = KEYS[place + 4], KEYS[place + 5], KEYS[place + 6]
   end
+  if not is_marking and not divergence and value_at(position) == false then
+    return true -- the index names what has events
+  end
   local next_sequence, diverged_at = end_of(events, divergence, main)
-  local at = tonumber(position_of(position, diverged_at) or -1)
+  local at = tonumber(position_of(value_at(position), diverged_at) or -1)
   if is_marking and at == -1 then
     at = (tonumber(start) or next_sequence) - 1
     if at >= 0 then
@@ -45,20 +49,27 @@ local function is_behind(place, root, start)
   return not at or at + 1 ~= next_sequence
 end
 
-local argument, some_behind = FIRST_ARGUMENT, false
+local positions, behind, argument = {}, {}, FIRST_ARGUMENT
+for place = FIRST_KEY, #KEYS, width do
+  positions[#positions + 1] = KEYS[place]
+end
+if #positions > 0 then
+  read_positions(positions)
+end
 for place = FIRST_KEY, #KEYS, width do
   local root = ARGV[argument]
   -- What is wrong with one is found again, and told, when it is leased.
-  local done, behind = pcall(is_behind, place, root, ARGV[argument + 1])
-  if not done or behind then
-    redis.call('ZADD', due, 'NX', 0, root)
-    some_behind = true
+  local done, is_one = pcall(is_behind, place, root, ARGV[argument + 1])
+  if not done or is_one then
+    behind[#behind + 1] = 0
+    behind[#behind + 1] = root
   end
   argument = argument + 2
 end
+in_parts(behind, function(...) redis.call('ZADD', due, 'NX', ...) end)
 redis.call('HSET', subscription, 'swept', to)
 if is_marking and is_last then
   redis.call('HSET', subscription, 'marked', 1)
   return { 'marked' }
 end
-return { 'swept', some_behind and 'behind' or '' }
+return { 'swept', #behind > 0 and 'behind' or '' }

@@ -1,0 +1,205 @@
+"""Deliveries of several aggregates at once, and what one call does for many aggregates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import asyncstore
+from asyncstore import (
+    NEW,
+    Aggregate,
+    Bundle,
+    Event,
+    LeaseLost,
+    Store,
+    StoreUnavailable,
+    Subscription,
+    UnexpectedReply,
+    feeding,
+)
+from asyncstore.feeding import Pace
+from asyncstore.worklist import Worklist
+from tests.builders import numbered, roots_of_one_slot, sequences
+from tests.polling import eventually
+from tests.servers import Server, rewrite_member
+
+SECONDS = 20
+
+
+async def fill(store: Store, roots: int, events: int) -> list[Aggregate]:
+    """Aggregates that are in one slot on a cluster, so that one call is for all of them."""
+    places = [Aggregate("orders", root) for root in roots_of_one_slot(roots)]
+    await asyncio.gather(*(store.events.append(p, numbered(events), expected=NEW) for p in places))
+    return places
+
+
+async def take(sub: Subscription, least: int = 1) -> Bundle:
+    """The next bundle, once that many aggregates are there."""
+    await eventually(lambda: len(sub._ready) >= least, "they are leased")
+    async with asyncio.timeout(SECONDS):
+        return await anext(sub.bundles())
+
+
+async def positions(store: Store, places: list[Aggregate]) -> list[int | None]:
+    return [await store.positions.get("projector", place) for place in places]
+
+
+async def test_all_come_in_order(store: Store) -> None:
+    places = await fill(store, 30, 5)
+    seen: defaultdict[str, list[int]] = defaultdict(list)
+    async with (
+        asyncio.timeout(SECONDS),
+        store.subscribe("projector", "orders", batch=12) as sub,
+    ):
+        async for bundle in sub.bundles():
+            assert 0 < len(bundle.events) <= 12
+            for event in bundle.events:
+                seen[event.aggregate.root].append(event.sequence)
+            await bundle.ack()
+            if sum(map(len, seen.values())) == 150:
+                break
+    assert seen == {place.root: list(range(5)) for place in places}
+    assert await positions(store, places) == [4] * 30
+
+
+async def test_whole_aggregates_as_far_as_there_is_room(store: Store) -> None:
+    await fill(store, 5, 3)
+    async with store.subscribe("projector", "orders", batch=7) as sub:
+        bundle = await take(sub, 5)
+        assert [len(delivery.events) for delivery in bundle.deliveries] == [3, 3]
+        assert "2 aggregates, 6 events" in repr(bundle)
+
+
+async def test_one_that_was_refused_comes_again(store: Store) -> None:
+    places = await fill(store, 4, 2)
+    async with store.subscribe("projector", "orders") as sub:
+        bundle = await take(sub, 4)
+        refused = bundle.deliveries[1]
+        await refused.nack()
+        await bundle.ack()
+        await bundle.ack()  # changes nothing
+        again = await take(sub)
+        assert again.events == refused.events
+        assert again.deliveries[0].attempt == 2
+        await again.ack()
+    assert await positions(store, places) == [1] * 4
+
+
+async def test_one_that_was_lost_keeps_no_other_back(store: Store) -> None:
+    places = await fill(store, 4, 2)
+    async with store.subscribe("projector", "orders") as sub:
+        bundle = await take(sub, 4)
+        lost = bundle.deliveries[2].event.aggregate
+        await store.events.delete(lost)
+        with pytest.raises(LeaseLost) as caught:
+            await bundle.ack()
+        assert caught.value.aggregate == lost
+        with pytest.raises(LeaseLost):
+            await bundle.ack()
+    wanted = [None if place == lost else 1 for place in places]
+    assert await positions(store, places) == wanted
+
+
+async def test_one_whose_keys_are_broken_keeps_no_other_back(server: Server, store: Store) -> None:
+    places = await fill(store, 4, 2)
+    with server.client() as client:
+        wrong = store._keys.position("projector", places[0])
+        client.hset(wrong, "a", "b")
+        async with store.subscribe("projector", "orders") as sub:
+            bundle = await take(sub, 3)
+            broken = bundle.deliveries[1].event.aggregate
+            key = store._keys.lease("projector", broken)
+            client.delete(key)
+            client.set(key, "none")
+            with pytest.raises(UnexpectedReply):
+                await bundle.ack()
+            found = await positions(store, places[1:])
+            assert sorted(map(str, found)) == ["1", "1", "None"]
+            assert client.hgetall(wrong) == {b"a": b"b"}
+
+
+async def test_an_ack_that_comes_twice_in_a_turn(store: Store, order: Aggregate) -> None:
+    await store.events.append(order, numbered(3), expected=NEW)
+    async with store.subscribe("projector", "orders") as sub:
+        (delivery,) = (await take(sub)).deliveries
+        await asyncio.gather(delivery.ack(), delivery.ack(through=1), delivery.ack())
+    assert await store.positions.get("projector", order) == 2
+
+
+async def test_large_events_are_leased_in_several_calls(store: Store) -> None:
+    places = [Aggregate("orders", root) for root in roots_of_one_slot(6)]
+    for place in places:
+        large = [Event("Large", "x" * 300_000) for _ in range(2)]
+        await store.events.append(place, large, expected=NEW)
+    found: set[Aggregate] = set()
+    async with asyncio.timeout(SECONDS), store.subscribe("projector", "orders") as sub:
+        while len(found) < 6:
+            bundle = await take(sub)
+            found |= {event.aggregate for event in bundle.events}
+            await bundle.ack()
+    assert found == set(places)
+
+
+async def test_an_event_that_can_not_be_read_is_passed_over_though_that_was_not_said(
+    server: Server, store: Store, order: Aggregate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker must not hold its aggregate for ever."""
+    await store.events.append(order, numbered(3), expected=NEW)
+    rewrite_member(server, store._keys.events(order), 1, lambda _: b"[1,broken")
+
+    async def fail(*_: Any) -> str:
+        raise StoreUnavailable("here", "it is away")
+
+    monkeypatch.setattr(Worklist, "nack", fail)
+    async with (
+        asyncio.timeout(SECONDS),
+        store.subscribe("projector", "orders", lease=0.3, retries=0) as sub,
+    ):
+        first = await anext(sub)
+        await first.ack()
+        second = await anext(sub)
+        assert sequences(second.events) == [2]
+
+
+def test_the_pace_goes_by_how_long_they_wait() -> None:
+    pace = Pace()
+    least = pace.ahead
+    for _ in range(1000):
+        pace.took(0.0)
+    most = pace.ahead
+    pace.took(0.2)
+    assert pace.ahead == most > least
+    pace.took(3.0)
+    assert pace.ahead < most
+    for _ in range(9):
+        pace.took(3.0)
+    assert pace.ahead == least
+
+
+async def test_what_waits_for_a_slow_handler_is_given_to_others(
+    server: Server, prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(store, 150, 1)
+    async with (
+        store.subscribe("projector", "orders", batch=1) as slow,
+        asyncstore.open(server.url, key_prefix=prefix) as own,
+    ):
+        while slow._pace.ahead < 64:
+            await (await anext(slow)).ack()
+        await eventually(lambda: len(slow._ready) == 64, "it has leased ahead")
+        monkeypatch.setattr(feeding, "_LONG_WAIT", 0.0)
+        for _ in range(2):
+            await (await anext(slow)).ack()
+        async with own.subscribe("projector", "orders", sweep=0.05) as other:
+            left = 150 - 48 - len(slow._ready) - 2
+            async with asyncio.timeout(SECONDS):
+                for _ in range(left):
+                    await (await anext(other)).ack()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await anext(other)
