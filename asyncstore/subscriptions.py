@@ -39,7 +39,7 @@ from asyncstore.worklist import NotLeased, Wanted, Worklist
 from asyncstore.writing import Effects
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -225,7 +225,7 @@ class _Held:
     ends: float  # when the lease may end, by the clock of the event loop, unless renewed
     leased: Leased = field(init=False)
     offered: float = 0.0  # when it was, to whoever takes it
-    delivery: weakref.ref[Delivery] | None = None  # what is in progress
+    delivery: Callable[[], Delivery | None] | None = None  # what is in progress, or was
     task: asyncio.Task[Any] | None = None  # that took the delivery
     was_rung: bool = False  # more was appended since we asked last
 
@@ -359,7 +359,7 @@ class Subscription:
 
         Or at once, when the subscription is left.
         """
-        delivery._held.delivery = delivery._held.task = None
+        delivery._held.delivery, delivery._held.task = _nobody, None
         self._settled.set()
 
     async def wait_until_caught_up(
@@ -926,6 +926,10 @@ class Subscription:
 def _parts(held: list[_Held]) -> list[list[_Held]]:
     """Return them in parts that go in a call each."""
     return [held[n : n + _RENEWED_AT_ONCE] for n in range(0, len(held), _RENEWED_AT_ONCE)]
+
+
+def _nobody() -> None:
+    """Stand for a delivery that nobody works on any more."""
 
 
 def _now() -> float:

@@ -10,11 +10,15 @@ import anyio
 DEADLINE_SECONDS = 30
 
 
-async def eventually(condition: Callable[[], Awaitable[bool] | bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
+async def eventually(
+    condition: Callable[[], Awaitable[bool] | bool],
+    what: str,
+    seconds: float = DEADLINE_SECONDS,
+) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         outcome = condition()
         if outcome if isinstance(outcome, bool) else await outcome:
             return
         await anyio.sleep(0.01)
-    raise AssertionError(f"in {DEADLINE_SECONDS} seconds it did not happen that {what}")
+    raise AssertionError(f"in {seconds} seconds it did not happen that {what}")

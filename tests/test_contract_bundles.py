@@ -203,3 +203,18 @@ async def test_what_waits_for_a_slow_handler_is_given_to_others(
             with suppress(TimeoutError):
                 async with asyncio.timeout(0):
                     await anext(other)
+
+
+async def test_what_was_given_up_comes_again(store: Store, order: Aggregate) -> None:
+    await store.events.append(order, numbered(1), expected=NEW)
+    async with (
+        asyncio.timeout(SECONDS),
+        store.subscribe("projector", "orders", lease=0.2) as sub,
+    ):
+        given_up = await anext(sub)
+        sub.give_up(given_up)
+        again = await anext(sub)
+        assert (again.event, again.attempt) == (given_up.event, 2)
+        await again.ack()
+        with pytest.raises(LeaseLost):
+            await given_up.ack()

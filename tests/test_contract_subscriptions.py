@@ -270,18 +270,25 @@ class TestBeginning:
                 await store.events.append(place, numbered(1, n), expected=n)
                 written[place.root] = n
 
+        async def write_last() -> None:
+            """What is written after NOW for sure."""
+            await asyncio.gather(*writers)
+            for place in places:
+                await store.events.append(place, numbered(1, 40), expected=40)
+
         writers = [asyncio.ensure_future(write(place)) for place in places]
         await eventually(lambda: len(written) == 30, "all have begun")
         async with store.subscribe("projector", "orders", start=NOW) as sub:
             from_here = dict(written)
             seen: defaultdict[str, list[int]] = defaultdict(list)
-            while any(39 not in seen[place.root] for place in places):
+            last = asyncio.ensure_future(write_last())
+            while any(40 not in seen[place.root] for place in places):
                 for root, sequence in await handle(sub, 1):
                     seen[root].append(sequence)
-            await asyncio.gather(*writers)
+            await last
             assert await nothing_comes(sub)
         for root, found in seen.items():
-            assert found == list(range(found[0], 40))
+            assert found == list(range(found[0], 41))
             assert found[0] <= from_here[root] + 1
 
     async def test_from_now_in_all_domains(self, store: Store, order: Aggregate) -> None:

@@ -19,40 +19,20 @@ import asyncstore
 from asyncstore import ANY, NEW, Aggregate, Store, doorbell, embedded
 from tests.builders import numbered
 from tests.faults import preload
+from tests.faults.handling import CROWDS, Crowd, Workers, play_crowd, starved
+from tests.faults.handling import Line as Line  # others look for it here
+from tests.faults.handling import wrong as wrong
+from tests.faults.stage import SHORT
 from tests.faults.worker import HANDLER
 from tests.polling import eventually
 from tests.proxy import proxy_to
 from tests.servers import Server, redis_server
 
-ROOT = Path(__file__).parent.parent
 VALKEY = str(embedded.find_binary())
 ROOTS, EVENTS, WORKERS, KILLS = 60, 30, 3, 8
 SECONDS = 60
 
-Line = tuple[int, str, str, int]
-
-
 # The laws
-
-
-def wrong(lines: list[Line], last: dict[str, int]) -> list[str]:
-    """What the laws have against what workers noted; `last` are the last sequences of each root."""
-    found = []
-    acked: defaultdict[str, int] = defaultdict(lambda: -1)
-    delivered: defaultdict[str, set[int]] = defaultdict(set)
-    for _, what, root, sequence in sorted(lines):
-        if what == "acked":
-            acked[root] = max(acked[root], sequence)
-            continue
-        if sequence <= acked[root]:
-            found.append(f"{root} {sequence} came again after its ack")
-        elif sequence and sequence - 1 not in delivered[root]:
-            found.append(f"{root} {sequence} came before the one before it")
-        delivered[root].add(sequence)
-    for root, end in last.items():
-        missing = set(range(end + 1)) - delivered[root]
-        found += [f"{root} {sequence} never came" for sequence in sorted(missing)]
-    return found
 
 
 @pytest.mark.parametrize(
@@ -74,38 +54,21 @@ def test_the_laws_can_be_broken(lines: list[Line], says: list[str]) -> None:
     assert all(part in text for part, text in zip(says, found, strict=True))
 
 
+@pytest.mark.parametrize("before", [3, 2000])
+def test_who_starves_is_seen(before: int) -> None:
+    lines = [(n, "delivered", "large", n) for n in range(before)]
+    lines += [(9000 + n, "delivered", f"{n}", 0) for n in range(200)]
+    assert bool(starved(lines, "large", 200)) == (before == 2000)
+
+
 # Workers
 
 
-class Workers:
-    """Worker processes that are killed and started again."""
-
-    def __init__(self, url: str, prefix: str, directory: Path) -> None:
-        self._arguments = [url, prefix]
-        self._directory = directory
-        self._started = 0
-        self.running: list[subprocess.Popen[bytes]] = []
-
-    def start(self, environment: dict[str, str] | None = None) -> None:
-        self._started += 1
-        log = self._directory / f"worker-{self._started}.log"
-        command = [sys.executable, "-m", "tests.faults.worker", *self._arguments, str(log)]
-        self.running.append(
-            subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(environment or {})})
-        )
-
-    def kill(self, number: int) -> None:
-        worker = self.running.pop(number)
-        worker.kill()
-        worker.wait()
-
-    def lines(self) -> list[Line]:
-        found = []
-        for log in self._directory.glob("worker-*.log"):
-            for line in log.read_text().splitlines():
-                moment, what, root, sequence = line.split()
-                found.append((int(moment), what, root, int(sequence)))
-        return found
+@pytest.mark.parametrize("crowd", CROWDS, ids=lambda crowd: crowd.name)
+async def test_workers_that_are_killed_and_misbehave(crowd: Crowd) -> None:
+    row = await play_crowd(crowd, "Valkey", VALKEY, SHORT, 20)
+    assert row.why == []
+    assert row.acknowledged > 500
 
 
 async def test_workers_that_are_killed(one_server: Server, prefix: str, tmp_path: Path) -> None:

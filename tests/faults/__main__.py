@@ -15,6 +15,7 @@ import typer
 from tests.faults import report
 from tests.faults.clusters import CLUSTER_FAULTS, ClusterFault, play_on, theatre
 from tests.faults.faults import FAULTS, Fault
+from tests.faults.handling import CROWDS, Crowd, play_crowd
 from tests.faults.run import Row, play
 from tests.faults.servers import binaries
 from tests.faults.soak import MAX_GROWTH, soak
@@ -55,6 +56,11 @@ def faults(
             if only in fault.name and (is_first or fault.is_of_the_server or server)
         ]
         rows += asyncio.run(_play_on_clusters(wanted, name, binary, size, dice))
+        rows += [
+            _play_crowd(crowd, name, binary, size, dice)
+            for crowd in CROWDS
+            if is_first and only in crowd.name
+        ]
     seconds = time.perf_counter() - started
     report.show(rows)
     report.show_what_is_wrong(rows)
@@ -69,6 +75,14 @@ def _play(fault: Fault, name: str, binary: str, size: Size, seed: int) -> Row:
     row = asyncio.run(play(fault, name, binary, size, seed))
     seconds = time.perf_counter() - started
     report.console().print(f"{fault.name}, {name}: {len(row.why)} wrong, {seconds:.1f} s")
+    return row
+
+
+def _play_crowd(crowd: Crowd, name: str, binary: str, size: Size, seed: int) -> Row:
+    started = time.perf_counter()
+    row = asyncio.run(play_crowd(crowd, name, binary, size, seed))
+    seconds = time.perf_counter() - started
+    report.console().print(f"{crowd.name}, {name}: {len(row.why)} wrong, {seconds:.1f} s")
     return row
 
 
