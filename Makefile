@@ -45,8 +45,9 @@ format: $(READY) ## put the code into its format
 bench: $(BENCH_READY) ## measure beside other clients, 5 minutes: tables, build/bench.json and .png
 	$(BIN)/python -m benchmarks.bench
 
-bench-subscriptions: $(BENCH_READY) ## measure subscriptions beside Redis Streams, 3 minutes
+bench-subscriptions: $(BENCH_READY) ## measure subscriptions beside Redis Streams, and on a cluster, 6 minutes
 	$(BIN)/python -m benchmarks.subscribing
+	$(BIN)/python -m benchmarks.subscribing_on_clusters
 
 bench-http: $(BENCH_READY) ## measure appends over HTTP beside redis-py by wrk, 2 minutes: build/bench-http.json
 	$(BIN)/python -m benchmarks.web --output build/bench-http.json
@@ -57,7 +58,7 @@ bench-clusters: $(BENCH_READY) ## measure clusters of 3, 6 and 9 primaries, 3 mi
 bench-rivals: $(BENCH_READY) ## measure beside other event stores, 3 minutes: build/bench-rivals.json
 	$(BIN)/python -m benchmarks.rivals
 
-faults: $(READY) ## kill, cut and fill servers and clusters under load, 20 minutes: table, build/faults.json
+faults: $(READY) ## kill, cut and fill servers, clusters and workers under load, 25 minutes: table, build/faults.json
 	$(BIN)/python -m tests.faults faults
 
 MINUTES ?= 10

@@ -155,6 +155,7 @@ def main(
             console.print(f"{topic:10} {name:24} {value:12,.2f}")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(machine.describe() | results, indent=2) + "\n")
+    console.print(f"saved to {output}")
 
 
 if __name__ == "__main__":
