@@ -15,7 +15,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import asyncstore
-from asyncstore import Bundle, Delivery, LeaseLost, Subscription
+from asyncstore import (
+    Bundle,
+    Delivery,
+    LeaseLost,
+    OutcomeUnknown,
+    StoreUnavailable,
+    Subscription,
+)
 
 HANDLER = "projector"
 LEASE, SWEEP = 0.5, 0.1
@@ -45,7 +52,7 @@ async def work(url: str, prefix: str, log: Path, manner: str, seed: str) -> None
                     if dice is not None and await is_mischief(sub, deliveries, dice):
                         continue
                     await some.ack()
-                except LeaseLost:
+                except (LeaseLost, StoreUnavailable, OutcomeUnknown):
                     continue
                 for delivery in deliveries:
                     note("acked", delivery)
