@@ -184,11 +184,9 @@ async def test_what_waits_for_a_slow_handler_is_given_to_others(
     server: Server, prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(store, 120, 1)
-    async with (
-        store.subscribe("projector", "orders") as slow,
-        asyncstore.open(server.url, key_prefix=prefix) as own,
-    ):
-        slow._pace.ahead = 64
+    slow = store.subscribe("projector", "orders")
+    slow._pace.ahead = 64
+    async with slow, asyncstore.open(server.url, key_prefix=prefix) as own:
         await eventually(lambda: len(slow._ready) == 64, "it has leased ahead")
         monkeypatch.setattr(feeding, "_LONG_WAIT", 0.0)
         held = [await anext(slow) for _ in range(2)]

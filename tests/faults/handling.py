@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncstore
 from asyncstore import NEW, Aggregate, Event, Store
 from tests.faults.run import Row
-from tests.faults.stage import Size
+from tests.faults.stage import LONG, Size
 from tests.faults.worker import BUNDLES, EVENTS, HANDLER
 from tests.polling import eventually
 from tests.servers import redis_server
@@ -127,13 +127,12 @@ class Crowd:
     small: int
     large: int  # events
     manner: str
-    kills: int = 8
 
     def sizes(self, size: Size) -> dict[str, int]:
         """Return how many events each root has."""
-        share = 1 if size.name == "long" else 100
-        large = {"large": self.large // share} if self.large else {}
-        return large | {f"small-{n}": 1 for n in range(self.small // share)}
+        is_long = size is LONG
+        large = {"large": self.large // (1 if is_long else 400)} if self.large else {}
+        return large | {f"small-{n}": 1 for n in range(self.small // (1 if is_long else 100))}
 
 
 CROWDS = [
@@ -147,7 +146,7 @@ CROWDS = [
 async def play_crowd(crowd: Crowd, server: str, binary: str, size: Size, seed: int) -> Row:
     """Have workers handle all there is while they are killed, and judge what they noted."""
     sizes, dice = crowd.sizes(size), random.Random(seed)
-    total = sum(sizes.values())
+    total, kills = sum(sizes.values()), 2 * size.rounds
     with ExitStack() as stack:
         url = stack.enter_context(redis_server(binary)).url
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -157,8 +156,8 @@ async def play_crowd(crowd: Crowd, server: str, binary: str, size: Size, seed: i
             await fill(store, sizes)
             for _ in range(WORKERS):
                 workers.start()
-            for number in range(crowd.kills):
-                count = (number + 1) * total // (crowd.kills + 2)
+            for number in range(kills):
+                count = (number + 1) * total // (kills + 2)
                 await eventually(lambda: workers.noted() > count, "work goes on", 600)  # noqa: B023
                 workers.kill(dice.randrange(WORKERS))
                 workers.start()
@@ -168,7 +167,7 @@ async def play_crowd(crowd: Crowd, server: str, binary: str, size: Size, seed: i
     why = wrong(lines, {root: count - 1 for root, count in sizes.items()})
     if crowd.large:
         why += starved(lines, "large", len(sizes) - 1)
-    return row_of(crowd, server, lines, why)
+    return row_of(crowd, server, kills, lines, why)
 
 
 async def fill(store: Store, sizes: dict[str, int]) -> None:
@@ -183,7 +182,7 @@ async def append(store: Store, root: str, count: int) -> None:
         await store.events.append(Aggregate("orders", root), batch, expected=first or NEW)
 
 
-def row_of(crowd: Crowd, server: str, lines: Sequence[Line], why: list[str]) -> Row:
+def row_of(crowd: Crowd, server: str, kills: int, lines: Sequence[Line], why: list[str]) -> Row:
     """Return a line of the table: `acknowledged` are acks that were answered."""
     acks = sum(what == "acked" for _, what, _, _ in lines)
     return Row(
@@ -191,7 +190,7 @@ def row_of(crowd: Crowd, server: str, lines: Sequence[Line], why: list[str]) -> 
         server=server,
         level="memory",
         writers=WORKERS,
-        rounds=crowd.kills,
+        rounds=kills,
         acknowledged=acks,
         lost=sum("never came" in text for text in why),
         doubled=sum("came again" in text for text in why),
