@@ -58,7 +58,7 @@ bench-clusters: $(BENCH_READY) ## measure clusters of 3, 6 and 9 primaries, 3 mi
 bench-rivals: $(BENCH_READY) ## measure beside other event stores, 3 minutes: build/bench-rivals.json
 	$(BIN)/python -m benchmarks.rivals
 
-faults: $(READY) ## kill, cut and fill servers, clusters and workers under load, 25 minutes: table, build/faults.json
+faults: $(READY) ## kill, cut and fill servers, clusters and workers under load, 30 minutes: table, build/faults.json
 	$(BIN)/python -m tests.faults faults
 
 MINUTES ?= 10
