@@ -252,6 +252,11 @@ def _number(digits: bytes) -> int:
 # Bodies
 
 
+def encode_data(data: Any) -> tuple[bytes, str]:
+    """Return the stored form of an event's data, and the name of its encoding."""
+    return _encode_body("data", data)
+
+
 def _encode_body(argument: str, value: Any) -> tuple[bytes, str]:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value), _BYTES

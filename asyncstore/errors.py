@@ -283,6 +283,79 @@ class StillBehind(AsyncStoreError):
         )
 
 
+# What typed events are told
+
+
+@dataclass(eq=False)
+class InvalidEvent(AsyncStoreError, ValueError):
+    """An object can't be stored as the event that it stands for. Nothing was sent.
+
+    `fields` names those that are wrong, where that is known.
+    """
+
+    type: str
+    version: int
+    why: str
+    fields: str = ""
+
+    def __str__(self) -> str:
+        where = f" ({self.fields})" if self.fields else ""
+        return f"{self.type} version {self.version} can't be stored: {self.why}{where}"
+
+
+@dataclass(eq=False)
+class UnreadableEvent(AsyncStoreError):
+    """A stored event can't be turned into an object. `events.read` still gives it as it is."""
+
+    aggregate: Aggregate
+    sequence: int
+    type: str
+    version: int
+    why: str
+    fields: str = ""
+
+    def __str__(self) -> str:
+        where = f" ({self.fields})" if self.fields else ""
+        return f"{_place_of(self)} can't be read: {self.why}{where}"
+
+
+@dataclass(eq=False)
+class UnknownEvent(AsyncStoreError):
+    """A stored event has a type that is not registered, or a newer version than `newest`."""
+
+    aggregate: Aggregate
+    sequence: int
+    type: str
+    version: int
+    newest: int | None
+
+    def __str__(self) -> str:
+        if self.newest is None:
+            why = "no class is registered for it: register one, or choose another policy"
+        else:
+            why = f"version {self.newest} is the newest that is registered here: deploy readers "
+            why += "before writers"
+        return f"{_place_of(self)}: {why}"
+
+
+@dataclass(eq=False)
+class ForgottenEvent(AsyncStoreError):
+    """A stored event was kept secret for a subject that has been forgotten."""
+
+    aggregate: Aggregate
+    sequence: int
+    type: str
+    version: int
+    subject: str
+
+    def __str__(self) -> str:
+        return f"{_place_of(self)}: its subject, {self.subject}, has been forgotten"
+
+
+def _place_of(error: UnreadableEvent | UnknownEvent | ForgottenEvent) -> str:
+    return f"{error.aggregate}, sequence {error.sequence}: {error.type} version {error.version}"
+
+
 # What the server is, or did
 
 

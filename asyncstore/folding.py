@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypedDict, TypeVar
 from weakref import WeakValueDictionary
 
 from asyncstore import codec
@@ -31,10 +31,9 @@ from asyncstore.values import Aggregate, Appended, Event
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from asyncstore.events import Events
-    from asyncstore.recorded import RecordedEvent
+    from asyncstore.recorded import Loaded, RecordedEvent
     from asyncstore.snapshots import Snapshots
-    from asyncstore.values import Trace
+    from asyncstore.values import Expected, Source, Trace
 
 S = TypeVar("S")
 
@@ -126,11 +125,37 @@ class Folded(Generic[S]):
         return refusal.before is not None and refusal.before.id == self.last_id
 
 
+class History(Protocol):
+    """What is needed of `Events`."""
+
+    async def load(self, aggregate: Aggregate, *, schema_version: int | None = None) -> Loaded:
+        """Return the newest snapshot and the events after it."""
+
+    async def read(self, aggregate: Aggregate, *, stop: int | None = None) -> list[RecordedEvent]:
+        """Return the events before a sequence."""
+
+    async def find_idempotency_key(self, aggregate: Aggregate, key: str) -> list[RecordedEvent]:
+        """Return the events that were appended with a key."""
+
+    async def append(
+        self,
+        aggregate: Aggregate,
+        events: Iterable[Event],
+        *,
+        expected: Expected,
+        idempotency_key: str | None = None,
+        correlation_id: str | None = None,
+        source: Source | None = None,
+        missed: bool = False,
+    ) -> Appended:
+        """Append events."""
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
     """Folds the events of a store."""
 
-    _events: Events
+    _events: History
     _snapshots: Snapshots
     _turns: WeakValueDictionary[Aggregate, asyncio.Lock] = field(
         default_factory=WeakValueDictionary

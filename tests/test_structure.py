@@ -15,6 +15,7 @@ import pytest
 
 import asyncstore
 import asyncstore.testing
+import asyncstore.typed
 from asyncstore import scripts
 from asyncstore.testing.conformance import running
 
@@ -122,6 +123,13 @@ ORDER = [
     "integrations.http",
     "integrations.fastapi",
     "integrations.aiohttp",
+    "typed.kinds",
+    "typed.registry",
+    "typed.subjects",
+    "typed.aes",
+    "typed.bodies",
+    "typed.store",
+    "typed.__init__",
 ]
 COMMANDS = {module for module in ORDER if module.startswith("commands.")}
 
@@ -177,6 +185,7 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
         allowed = {
             "integrations.fastapi": {"fastapi", "starlette", "pydantic"},
             "integrations.aiohttp": {"aiohttp"},
+            "typed.kinds": {"pydantic"},
         }
         assert libraries <= allowed.get(module, set()), module
     users = {m for m in ORDER if any("integrations" in name for name in imports_of(m))}
@@ -195,6 +204,8 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
         ("docker", {"testing.servers"}),
         ("typer", COMMANDS - {"commands.output"}),
         ("rich", {"commands.output"}),
+        ("msgspec", {"typed.kinds"}),
+        ("cryptography", {"typed.aes"}),
         (
             "anyio",
             {
@@ -235,11 +246,20 @@ def test_all_cases_of_the_contract_are_run_everywhere() -> None:
     assert all(f"from asyncstore.{module} import *" in tests for module in cases)
 
 
+def test_typed_events_may_be_left_out() -> None:
+    users = {m for m in ORDER if any("asyncstore.typed" in name for name in imports_of(m))}
+    assert all(user.startswith("typed.") for user in users)
+
+
 def test_the_keeper_needs_the_standard_library_only() -> None:
     assert not [name for name in imports_of("embedded_keeper") if name.startswith("asyncstore")]
 
 
-@pytest.mark.parametrize("package", [asyncstore, asyncstore.testing], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    "package",
+    [asyncstore, asyncstore.testing, asyncstore.typed],
+    ids=lambda package: package.__name__,
+)
 def test_public_names_are_listed_and_documented(package: ModuleType) -> None:
     public = {
         name

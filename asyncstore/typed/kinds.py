@@ -1,0 +1,140 @@
+"""Which kinds of classes can be events, and how each becomes plain data and comes back.
+
+Plain data are what the store keeps: JSON, or bytes. A class brings its library with it, so a
+library is looked for only where a class of it may be, and imported only when one is. Dataclasses
+have no library that reads them back: msgspec does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncstore import codec
+from asyncstore.errors import ConfigurationError, InvalidType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PATH: Final = re.compile(r".* - at `\$\.?([\w.\[\]]*)`", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How objects of one class become plain data and come back.
+
+    `blame` names the fields that an error of `load` is about; never what they hold.
+    """
+
+    dump: Callable[[Any], Any]
+    load: Callable[[Any], Any]
+    blame: Callable[[Exception], str]
+
+
+def kind_of(cls: type) -> Kind:
+    """Return how a class is dumped and loaded.
+
+    Raises `InvalidType` for a class of no known kind, or one that could not be read back, and
+    `ConfigurationError` where the library that it takes is missing.
+    """
+    for is_of, make in _KINDS:
+        if is_of(cls):
+            try:
+                return make(cls)
+            except ImportError as error:
+                raise _missing(cls, error) from None
+            except Exception as error:
+                # What a library says of a class holds no event's data.
+                raise InvalidType("event", f"{cls.__name__} can't be read back: {error}") from error
+    why = "a dataclass, a pydantic model, a msgspec Struct or a protobuf message is wanted"
+    raise InvalidType("event", f"{why}, and {cls.__name__} is none of them")
+
+
+def _missing(cls: type, error: ImportError) -> ConfigurationError:
+    why = f"it takes {error.name}, which is not installed: pip install 'asyncstore[typed]'"
+    return ConfigurationError(cls.__name__, why, "the registry")
+
+
+# pydantic
+
+
+def _is_pydantic(cls: type) -> bool:
+    return "pydantic" in sys.modules and hasattr(cls, "__pydantic_validator__")
+
+
+def _pydantic(cls: type) -> Kind:
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter: TypeAdapter[Any] = TypeAdapter(cls)
+    adapter.json_schema()  # raises for types that JSON can't hold
+    names = frozenset(cls.__pydantic_fields__)  # type: ignore[attr-defined]  # seen above
+
+    # By the names of the fields: an alias is for the edge, and may change with it.
+    def dump(value: Any) -> Any:
+        return adapter.dump_python(
+            value, mode="json", by_alias=False, round_trip=True, warnings="error"
+        )
+
+    def load(data: Any) -> Any:
+        # As JSON: a strict model takes no text for a datetime from anything else.
+        text = codec.encode_json("data", data)
+        return adapter.validate_json(text, by_alias=False, by_name=True)
+
+    def blame(error: Exception) -> str:
+        if not isinstance(error, ValidationError):
+            return ""
+        places = [one["loc"] for one in error.errors(include_input=False, include_context=False)]
+        # Below a field, and where extras are forbidden, a place may be a key of the data.
+        return ", ".join(sorted({str(place[0]) for place in places if place} & names))
+
+    return Kind(dump, load, blame)
+
+
+# msgspec, and dataclasses by it
+
+
+def _is_msgspec(cls: type) -> bool:
+    return "msgspec" in sys.modules and hasattr(cls, "__struct_fields__")
+
+
+def _msgspec(cls: type) -> Kind:
+    import msgspec
+
+    msgspec.json.schema(cls)  # raises for types that it can't read back
+
+    def load(data: Any) -> Any:
+        return msgspec.convert(data, cls)
+
+    return Kind(msgspec.to_builtins, load, _blame_msgspec)
+
+
+def _blame_msgspec(error: Exception) -> str:
+    # It shows the names of fields only: keys of a dict are `[...]`.
+    found = _PATH.fullmatch(str(error))
+    return found[1] if found else ""
+
+
+# protobuf
+
+
+def _is_protobuf(cls: type) -> bool:
+    library = sys.modules.get("google.protobuf.message")
+    return library is not None and issubclass(cls, library.Message)
+
+
+def _protobuf(cls: Any) -> Kind:
+    def dump(value: Any) -> bytes:
+        return bytes(value.SerializeToString(deterministic=True))
+
+    return Kind(dump, cls.FromString, lambda _: "")
+
+
+_KINDS: Final = (
+    (_is_pydantic, _pydantic),  # before dataclasses: it has some of its own
+    (_is_msgspec, _msgspec),
+    (_is_protobuf, _protobuf),
+    (dataclasses.is_dataclass, _msgspec),
+)
