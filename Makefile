@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-rivals faults soak clean
+.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-typed bench-clusters bench-rivals faults soak clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -54,6 +54,9 @@ bench-http: $(BENCH_READY) ## measure appends over HTTP beside redis-py by wrk, 
 
 bench-clusters: $(BENCH_READY) ## measure clusters of 3, 6 and 9 primaries, 3 minutes: build/clusters.json
 	$(BIN)/python -m benchmarks.clusters
+
+bench-typed: $(BENCH_READY) ## measure typed events beside plain JSON, half a minute: build/bench-typed.json
+	$(BIN)/python -m benchmarks.typed_events
 
 bench-rivals: $(BENCH_READY) ## measure beside other event stores, 3 minutes: build/bench-rivals.json
 	$(BIN)/python -m benchmarks.rivals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,10 +127,20 @@ class TestStore:
         assert isinstance(locked.data, bytes)
         assert MARK.encode() not in locked.data
 
-    async def test_a_long_stream(self, bank: TypedStore, order: Aggregate) -> None:
-        many = [Deposited(n) for n in range(300)]
+    async def test_a_long_stream_is_opened_bit_by_bit(self, store: Store, order: Aggregate) -> None:
+        asked: list[int] = []
+
+        class Counted(MemoryKeys):
+            async def find(self, subjects: Collection[str]) -> Mapping[str, Key]:
+                asked.append(len(subjects))
+                return await super().find(subjects)
+
+        bank = TypedStore(store, registry(), Bodies(keys=Counted()))
+        many = [Moved(f"c-{n}", "here") for n in range(300)]
         await bank.append(order, many, expected=NEW)
+        asked.clear()
         assert values([typed async for typed in bank.stream(order)]) == many
+        assert asked == [128, 128, 44]
 
     async def test_fold_and_update(self, bank: TypedStore, order: Aggregate) -> None:
         def balance(state: int, event: Any) -> int:
