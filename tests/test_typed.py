@@ -13,7 +13,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -68,6 +68,8 @@ class Placed:
     colour: Colour = Colour.RED
     tags: frozenset[str] = frozenset()
     notes: dict[str, int] = field(default_factory=dict)
+    counts: dict[int, bytes] = field(default_factory=dict)
+    took: timedelta | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True)
@@ -107,7 +109,13 @@ ProtoPlaced = protobuf_class()
 
 OBJECTS: dict[str, Any] = {
     "dataclass": Placed(
-        12, NOON, (Line("a", Decimal("1.10")),), uuid.UUID(int=7), tags=frozenset("x")
+        12,
+        NOON,
+        (Line("a", Decimal("1.10")),),
+        uuid.UUID(int=7),
+        tags=frozenset("x"),
+        counts={7: b"\x00\xff"},
+        took=timedelta(seconds=1.5),
     ),
     "pydantic-dataclass": PydanticPlaced(12, {"a": 1}),
     "pydantic": ModelPlaced(TOTAL=12, when=NOON, notes={"a": 1}, colours=(Colour.RED,)),
@@ -430,6 +438,13 @@ class TestPolicies:
         event = recorded("Cancelled", {"why": "late"})
         assert Registry(unknown=Policy.KEEP).from_event(event) is event
 
+    @pytest.mark.parametrize("policy", [Policy.KEEP, Policy.SKIP])
+    def test_what_is_unknown_is_not_decoded(self, policy: Policy) -> None:
+        _, rest = codec.encode_event(Event("Cancelled", {}))
+        broken = RecordedEvent.of_member(ORDER, Places(""), b"[0,0," + rest[:-1])
+        kept = broken if policy is Policy.KEEP else None
+        assert Registry(unknown=policy).from_event(broken) is kept
+
     def test_passed_over_with_a_report(self, caplog: pytest.LogCaptureFixture) -> None:
         shop = Registry(unknown=Policy.SKIP)
         with caplog.at_level(logging.WARNING):
@@ -447,6 +462,7 @@ class TestPolicies:
             id=uuid.UUID(int=1), time=NOON,
         )  # fmt: skip
         shop = Registry(forgotten=policy)
+        shop.event("Moved", version=2, upcasters={1: dict})(Placed)
         if policy is Policy.FAIL:
             with pytest.raises(ForgottenEvent, match="Moved version 2: its subject, c-17, has"):
                 shop.from_event(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 import zlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,10 +63,17 @@ class Moved:
     address: str
 
 
+@dataclass(frozen=True)
+class Left:
+    customer: str
+    address: str
+
+
 def registry(**policies: Policy) -> Registry:
     bank = Registry(**policies)
     bank.event("Deposited")(Deposited)
     bank.event("Moved", version=2, upcasters={1: dict}, subject=lambda moved: moved.customer)(Moved)
+    bank.event("Left", version=2, upcasters={1: dict})(Left)
     return bank
 
 
@@ -231,6 +239,17 @@ class TestStore:
         await bank.append(other, [ALL[3]], expected=ANY)
         assert values(await bank.read(other)) == [*ALL[:2], ALL[3]]
 
+    @pytest.mark.parametrize("policy", [Policy.KEEP, Policy.SKIP])
+    async def test_what_is_unknown_is_not_opened(
+        self, bank: TypedStore, store: Store, order: Aggregate, policy: Policy
+    ) -> None:
+        await bank.append(order, [ALL[1], ALL[0]], expected=NEW)
+        known = Registry(unknown=policy)
+        known.event("Deposited")(Deposited)
+        found = await TypedStore(store, known).read(order)  # without keys
+        stored, _ = await store.events.read(order)
+        assert values(found) == ([stored, ALL[0]] if policy is Policy.KEEP else [ALL[0]])
+
     async def test_export_and_import(
         self, bank: TypedStore, store: Store, one_server: servers.Server, prefix: str,
         keys: MemoryKeys, order: Aggregate,
@@ -271,6 +290,17 @@ class TestBadInput:
         with pytest.raises(error) as caught:
             await closed.append(order, objects, expected=NEW)
         assert MARK not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("place", "expected", "error"),
+        [(None, NEW, InvalidType), ("", -1, InvalidValue), ("", "0", InvalidType)],
+        ids=["no-aggregate", "negative", "text"],
+    )
+    async def test_where(
+        self, closed: TypedStore, order: Aggregate, place: Any, expected: Any, error: Any
+    ) -> None:
+        with pytest.raises(error):
+            await closed.append(order if place == "" else place, [ALL[1]], expected=expected)
 
     async def test_the_first_io(self, closed: TypedStore, order: Aggregate) -> None:
         with pytest.raises(StoreClosed):
@@ -342,11 +372,8 @@ class TestBodies:
     @pytest.mark.parametrize(
         "change",
         [
-            lambda at, event: (
-                at,
-                Event("Deposited", event.data, id=event.id, metadata=said(event)),
-            ),
-            lambda at, event: (at, Event("Moved", event.data, metadata=said(event))),
+            lambda at, event: (at, same(event, type="Left")),
+            lambda at, event: (at, same(event, id=uuid.UUID(int=1))),
             lambda at, event: (Aggregate("orders", "other"), same(event)),
             lambda at, event: (Aggregate("others", at.root), same(event)),
             lambda at, event: (at, same(event, data=event.data[:-1] + b"\x00\x01")),

@@ -224,6 +224,11 @@ class Bodies:
         return self._aes
 
 
+def is_sealed(event: RecordedEvent) -> bool:
+    """Whether the body of a stored event went through something."""
+    return CODINGS in event.metadata
+
+
 def _with_body(event: Event, body: bytes, codings: list[str]) -> Event:
     metadata = {**(event.metadata or {}), CODINGS: _JOIN.join(codings)}
     return replace(event, data=body, metadata=metadata)

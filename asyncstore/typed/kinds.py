@@ -11,6 +11,7 @@ import dataclasses
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncstore import codec
@@ -105,10 +106,10 @@ def _msgspec(cls: type) -> Kind:
 
     msgspec.json.schema(cls)  # raises for types that it can't read back
 
-    def load(data: Any) -> Any:
-        return msgspec.convert(data, cls)
-
-    return Kind(msgspec.to_builtins, load, _blame_msgspec)
+    # Keys of JSON are text: those of a dict[int, …] are numbers again when they come back.
+    dump = partial(msgspec.to_builtins, str_keys=True)
+    load = partial(msgspec.convert, type=cls, str_keys=True)
+    return Kind(dump, load, _blame_msgspec)
 
 
 def _blame_msgspec(error: Exception) -> str:

@@ -53,7 +53,7 @@ class Policy(Enum):
     """What becomes of a stored event that there is no object for."""
 
     KEEP = "keep"
-    """It comes as it is: a `RecordedEvent`, or `Forgotten`."""
+    """It comes as it is stored: a `RecordedEvent`, or `Forgotten`."""
     SKIP = "skip"
     """It is passed over, counted in `Registry.skipped`, and told once in the log."""
     FAIL = "fail"
@@ -204,21 +204,25 @@ class Registry:
         decoded. None of them shows data.
         """
         version = _version_of(event)
-        data = event.data
-        if isinstance(data, Forgotten):
-            error = ForgottenEvent(
-                event.aggregate, event.sequence, event.type, version, data.subject
-            )
-            return self._without_object(self._forgotten, event, data, error)
         schema = self._by_type.get(event.type)
         if schema is None or version > schema.version:
             newest = None if schema is None else schema.version
             unknown = UnknownEvent(event.aggregate, event.sequence, event.type, version, newest)
             return self._without_object(self._unknown, event, event, unknown)
         if CODINGS in event.metadata:
-            why = "its body is compressed or secret: read it by a TypedStore"
-            raise unreadable(event, why)
+            raise unreadable(event, "its body is compressed or secret: read it by a TypedStore")
+        data = event.data
+        if isinstance(data, Forgotten):
+            place = event.aggregate, event.sequence, event.type, version
+            return self._without_object(
+                self._forgotten, event, data, ForgottenEvent(*place, data.subject)
+            )
         return _load(schema, event, version, data)
+
+    def knows(self, event: RecordedEvent) -> bool:
+        """Whether `from_event` gives an object for an event, if its data are sound."""
+        schema = self._by_type.get(event.type)
+        return schema is not None and _version_of(event) <= schema.version
 
     def _without_object(
         self, policy: Policy, event: RecordedEvent, kept: Any, error: Exception

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 from asyncstore.errors import InvalidType, InvalidValue, SequenceConflict
 from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
-from asyncstore.typed.bodies import Bodies
+from asyncstore.typed.bodies import Bodies, is_sealed
 from asyncstore.typed.registry import Registry
 from asyncstore.typed.subjects import StoredKeys
-from asyncstore.values import check_trace
+from asyncstore.values import check_aggregate, check_expected, check_trace
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -81,7 +81,7 @@ class TypedStore:
         self._store = store
         self._registry = registry
         self._bodies = Bodies() if bodies is None else bodies
-        self._folder = Folder(_Opened(store.events, self._bodies), store.snapshots)
+        self._folder = Folder(_Opened(store.events, self._open), store.snapshots)
         if isinstance(self._bodies.keys, StoredKeys):
             self._bodies.keys.warn_if_beside(store)
 
@@ -99,6 +99,7 @@ class TypedStore:
         The errors are those of `Registry.to_event`, all of them before any I/O. Only for what is
         kept secret there is some: keys are asked for.
         """
+        check_aggregate(aggregate)
         batch = _listed(values)
         events = [self._registry.in_the_clear(value, metadata=metadata) for value in batch]
         subjects = [self._registry.subject_of(value) for value in batch]
@@ -109,9 +110,20 @@ class TypedStore:
 
         What a policy passes over is left out. The errors are those of `Registry.from_event`.
         """
-        opened = await self._bodies.open(list(events))
+        opened = await self._open(list(events))
         values = ((self._registry.from_event(event), event) for event in opened)
         return [Typed(value, event) for value, event in values if value is not None]
+
+    async def _open(self, events: list[RecordedEvent]) -> list[RecordedEvent]:
+        """Return events as they were before they were stored, as far as there are classes for them.
+
+        What there is no class for stays as it is, for the policy: perhaps nobody here can open it.
+        """
+        closed = [event for event in events if is_sealed(event) and self._registry.knows(event)]
+        if not closed:
+            return events
+        opened = dict(zip(map(id, closed), await self._bodies.open(closed), strict=True))
+        return [opened.get(id(event), event) for event in events]
 
     # Events
 
@@ -124,7 +136,11 @@ class TypedStore:
         metadata: Mapping[str, Any] | None = None,
         **options: Unpack[AppendOptions],
     ) -> Appended:
-        """Append objects to an aggregate, as `Events.append` does events."""
+        """Append objects to an aggregate, as `Events.append` does events.
+
+        The `missed` events of a conflict are as they are stored: see `from_events`.
+        """
+        check_expected(expected)  # before keys are asked for
         events = await self.to_events(aggregate, values, metadata=metadata)
         return await self._store.events.append(aggregate, events, expected=expected, **options)
 
@@ -233,14 +249,14 @@ class _Opened:
     """The events of a store, opened as they are read: what a `Folder` folds."""
 
     _events: Events
-    _bodies: Bodies
+    _open: Callable[[list[RecordedEvent]], Awaitable[list[RecordedEvent]]]
 
     async def load(self, aggregate: Aggregate, *, schema_version: int | None = None) -> Loaded:
         loaded = await self._events.load(aggregate, schema_version=schema_version)
-        return replace(loaded, events=await self._bodies.open(loaded.events))
+        return replace(loaded, events=await self._open(loaded.events))
 
     async def read(self, aggregate: Aggregate, *, stop: int | None = None) -> list[RecordedEvent]:
-        return await self._bodies.open(await self._events.read(aggregate, stop=stop))
+        return await self._open(await self._events.read(aggregate, stop=stop))
 
     async def find_idempotency_key(self, aggregate: Aggregate, key: str) -> list[RecordedEvent]:
         return await self._events.find_idempotency_key(aggregate, key)  # for their sequences
@@ -257,7 +273,7 @@ class _Opened:
             return await self._events.append(aggregate, events, expected=expected, **options)
         except SequenceConflict as refusal:
             if refusal.missed is not None:
-                refusal.missed = await self._bodies.open(refusal.missed)
+                refusal.missed = await self._open(refusal.missed)
             raise
 
 
