@@ -281,6 +281,9 @@ class TestRegistering:
         class Struct(msgspec.Struct):
             what: Callable[[], None]
 
+        class Partly(pydantic.BaseModel):
+            left: int = pydantic.Field(default=0, exclude=True)
+
         @dataclass
         class Initialised:
             what: dataclasses.InitVar[int]
@@ -289,7 +292,7 @@ class TestRegistering:
         class Local:
             what: Undefined  # type: ignore[name-defined]  # noqa: F821
 
-        for cls in (Nested, Model, Struct, Initialised, Local):
+        for cls in (Nested, Model, Struct, Partly, Initialised, Local):
             with pytest.raises(InvalidType, match=f"{cls.__name__} can't be read back"):
                 Registry().event("Placed")(cls)
 

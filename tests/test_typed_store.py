@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -412,9 +413,10 @@ class TestBodies:
     @pytest.mark.parametrize(
         ("data", "metadata", "why"),
         [
-            (b"x", {"$body": "json+zlib"}, "not what was stored"),
+            (b"none", {"$body": "json+zlib"}, "error when it was decompressed"),
+            (b"{", {"$body": "json"}, "not what was stored"),
             (zlib.compress(b"{"), {"$body": "json+zlib"}, "not what was stored"),
-            (zlib.compress(b"{}")[:-3], {"$body": "json+zlib"}, "not what was stored"),
+            (zlib.compress(b"{}")[:-3], {"$body": "json+zlib"}, "ValueError when it was decomp"),
             (b"x", {"$body": "json+brotli"}, r"'brotli': give that to Bodies"),
             (b"x", {"$body": "xml"}, "not known to this version"),
             (b"x", {"$body": "json+zlib+zlib"}, "not known to this version"),
@@ -448,10 +450,32 @@ class TestBodies:
         large = TypedStore(store, registry(), Bodies(compressions=[Zlib()]))
         await large.append(order, [Deposited(1, "x" * 100_000)], expected=NEW)
         small = TypedStore(store, registry(), Bodies(compressions=[Zlib(most=10_000)]))
-        with pytest.raises(UnreadableEvent, match="not what was stored"):
+        with pytest.raises(UnreadableEvent, match=r"more bytes than Zlib\(most=10000\)"):
             await small.read(order)
         with pytest.raises(InvalidValue, match=r"more than Zlib\(most=10000\)"):
             await small.append(order, [Deposited(1, "x" * 100_000)], expected=1)
+
+    def test_the_most_that_zlib_gives_back(self) -> None:
+        exact = Zlib(most=1000)
+        assert exact.decompress(exact.compress(b"x" * 1000)) == b"x" * 1000
+
+    async def test_a_compression_of_ones_own(self, store: Store, order: Aggregate) -> None:
+        class Bz2:
+            name = "bz2"
+            compress = staticmethod(bz2.compress)
+            decompress = staticmethod(bz2.decompress)
+
+        before = TypedStore(store, registry(), Bodies(compressions=[Zlib()]))
+        after = TypedStore(store, registry(), Bodies(compressions=[Bz2(), Zlib()]))
+        await before.append(order, [Deposited(1, LONG)], expected=NEW)
+        await after.append(order, [Deposited(2, LONG)], expected=1)
+        assert values(await after.read(order)) == [Deposited(1, LONG), Deposited(2, LONG)]
+        event = (await store.events.read(order))[1]
+        assert event.metadata == {"$body": "json+bz2"}
+        broken = same(event, data=event.data[:-9], id=uuid.UUID(int=1))
+        await store.events.append(order, [broken], expected=2)
+        with pytest.raises(UnreadableEvent, match=r"sequence 2: .*Error when it was decompressed"):
+            await after.read(order)
 
     async def test_a_broken_event_stays_corrupt(
         self, bank: TypedStore, store: Store, order: Aggregate, one_server: servers.Server,

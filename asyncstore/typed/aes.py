@@ -1,4 +1,7 @@
-"""Locks bodies with AES-256-GCM: the only file that knows `cryptography`."""
+"""Locks bodies with AES-256-GCM: the only file that knows `cryptography`.
+
+Nonces are random, which is safe for four billion bodies a key: a key is that of one subject.
+"""
 
 from __future__ import annotations
 

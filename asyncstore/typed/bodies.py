@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from asyncstore import codec
-from asyncstore.errors import ConfigurationError, InvalidType, InvalidValue
+from asyncstore.errors import AsyncStoreError, ConfigurationError, InvalidType, InvalidValue
 from asyncstore.names import check_whole_number
 from asyncstore.recorded import RecordedEvent
 from asyncstore.typed.registry import CODINGS, VERSION, Forgotten, unreadable
@@ -42,7 +42,7 @@ class Compression(Protocol):
         """Return a body that `decompress` gives back."""
 
     def decompress(self, body: bytes) -> bytes:
-        """Return what was compressed; raises `ValueError` where it is none."""
+        """Return what was compressed; raises where it is none."""
 
 
 class Zlib:
@@ -63,14 +63,13 @@ class Zlib:
         return zlib.compress(body, self._level)
 
     def decompress(self, body: bytes) -> bytes:
-        """Return what was compressed; raises `ValueError` where it is none."""
+        """Return what was compressed; raises where it is none, or too much."""
         inflate = zlib.decompressobj()
-        try:
-            whole = inflate.decompress(body, self._most)
-        except zlib.error:
-            raise ValueError("it is not what zlib makes") from None
+        whole = inflate.decompress(body, self._most + 1)
+        if len(whole) > self._most:
+            raise InvalidValue("most", f"the body has more bytes than Zlib(most={self._most})")
         if not inflate.eof:
-            raise ValueError(f"it is cut off, or more than Zlib(most={self._most})")
+            raise ValueError("it is cut off")
         return whole
 
 
@@ -206,18 +205,23 @@ class Bodies:
         encoding, *names = codings
         if encoding not in _ENCODINGS or len(names) > 1:
             raise unreadable(event, f"its {CODINGS} is not known to this version")
+        for name in names:
+            body = self._decompressed(event, name, body)
         try:
-            for name in names:
-                body = self._named(event, name).decompress(body)
             return codec.decode_body(body, encoding)
-        except ValueError:  # and codec.Undecodable
+        except codec.Undecodable:
             raise unreadable(event, "its body is not what was stored") from None
 
-    def _named(self, event: RecordedEvent, name: str) -> Compression:
+    def _decompressed(self, event: RecordedEvent, name: str, body: bytes) -> bytes:
         if name not in self._compressions:
             why = f"its body went through {name[:20]!r}: give that to Bodies(compressions=…)"
             raise unreadable(event, why)
-        return self._compressions[name]
+        try:
+            return self._compressions[name].decompress(body)
+        except Exception as error:  # each library has its own, and they may show data
+            is_own = isinstance(error, AsyncStoreError)
+            why = f"{error}" if is_own else f"{type(error).__name__} when it was decompressed"
+            raise unreadable(event, why) from None
 
     def _cipher(self) -> ModuleType:
         assert self._aes is not None  # noqa: S101 - there are keys

@@ -20,6 +20,8 @@ from asyncstore.errors import ConfigurationError, InvalidType
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pydantic.fields import FieldInfo
+
 _PATH: Final = re.compile(r".* - at `\$\.?([\w.\[\]]*)`", re.DOTALL)
 
 
@@ -71,7 +73,10 @@ def _pydantic(cls: type) -> Kind:
 
     adapter: TypeAdapter[Any] = TypeAdapter(cls)
     adapter.json_schema()  # raises for types that JSON can't hold
-    names = frozenset(cls.__pydantic_fields__)  # type: ignore[attr-defined]  # seen above
+    fields: dict[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]  # is one
+    left_out = [name for name, field in fields.items() if field.exclude]
+    if left_out:
+        raise ValueError(f"{', '.join(left_out)} would not be stored, by exclude=True")
 
     # By the names of the fields: an alias is for the edge, and may change with it.
     def dump(value: Any) -> Any:
@@ -89,7 +94,7 @@ def _pydantic(cls: type) -> Kind:
             return ""
         places = [one["loc"] for one in error.errors(include_input=False, include_context=False)]
         # Below a field, and where extras are forbidden, a place may be a key of the data.
-        return ", ".join(sorted({str(place[0]) for place in places if place} & names))
+        return ", ".join(sorted({str(place[0]) for place in places if place} & fields.keys()))
 
     return Kind(dump, load, blame)
 
