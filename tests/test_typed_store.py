@@ -29,6 +29,7 @@ from asyncstore import (
     Settings,
     Store,
     StoreClosed,
+    verify,
 )
 from asyncstore.transfer import Import, export_lines
 from asyncstore.typed import (
@@ -47,6 +48,8 @@ from asyncstore.typed import (
     Zlib,
 )
 from tests import servers
+from tests.builders import listed
+from tests.fix_clusters import SmallCluster
 
 MARK = "5ecret-marker"
 LONG = "all work and no play " * 100
@@ -135,6 +138,7 @@ class TestStore:
         assert len(both.data) < 200, "compressed before it was locked"
         assert isinstance(locked.data, bytes)
         assert MARK.encode() not in locked.data
+        assert await listed(verify.problems(store)) == []
 
     async def test_a_long_stream_is_opened_bit_by_bit(self, store: Store, order: Aggregate) -> None:
         asked: list[int] = []
@@ -539,6 +543,22 @@ class TestForgetting:
         assert all(keys == made[0] for keys in made)
         assert made[0]["c-17"].secret != made[0]["c-18"].secret
         assert await any_keys.find({"c-17", "c-19"}) == {"c-17": made[0]["c-17"]}
+
+    async def test_keys_on_a_cluster(self, small_cluster: SmallCluster, prefix: str) -> None:
+        persons = [Aggregate("people", f"c-{n}") for n in range(6)]
+        moves: dict[Aggregate, object] = {person: Moved(person.root, MARK) for person in persons}
+        async with (
+            asyncstore.open(urls=small_cluster.urls, key_prefix=prefix) as store,
+            asyncstore.open(urls=small_cluster.urls, key_prefix=f"{prefix}keys:") as apart,
+        ):
+            keys = StoredKeys(apart)
+            bank = TypedStore(store, registry(), Bodies(keys=keys))
+            for person in persons:
+                await bank.append(person, [moves[person], *moves.values()], expected=NEW)
+            assert await keys.forget("c-3")
+            moves[persons[3]] = Forgotten("Moved", "c-3")
+            for person in persons:
+                assert values(await bank.read(person)) == [moves[person], *moves.values()]
 
     async def test_a_key_is_as_it_was_made(self, one_server: servers.Server, prefix: str) -> None:
         async with asyncstore.open(one_server.url, key_prefix=f"{prefix}keys:") as apart:
