@@ -319,7 +319,8 @@ class Cluster:
                 self._replicas[node].leave(address)
 
         way = _Way(self, Lane.READING, address, give_up)
-        return Transport(url, mask(url), self._ways.bounds, detour=way, read_only=True)
+        bounds, tally = self._ways.bounds, self._ways.tally
+        return Transport(url, mask(url), bounds, detour=way, read_only=True, tally=tally)
 
     # Detours
 
@@ -328,6 +329,7 @@ class Cluster:
         code = error.code
         if code not in ELSEWHERE_OR_LATER or request.slot is None:
             return False
+        self._ways.tally.redirects[code] += 1
         node = self._node_named_by(error, source) if code in ("MOVED", "ASK") else None
         request.send_elsewhere(asking=code == "ASK")
         if code == "MOVED" and node is not None:

@@ -22,6 +22,7 @@ from asyncstore.names import (
     check_schema_version,
     check_sequence,
 )
+from asyncstore.observing import observed
 from asyncstore.reading import Range, Reader
 from asyncstore.recorded import EventBook, Loaded, RecordedEvent
 from asyncstore.sharing import all_of
@@ -65,6 +66,7 @@ class Events:
     _eraser: Eraser
     _writer: Writer
 
+    @observed("append")
     async def append(
         self,
         aggregate: Aggregate,
@@ -120,6 +122,7 @@ class Events:
             raise await self._refusal(aggregate, expected, parts, missed=missed)
         return done if reached is None else proven(aggregate, done, wanted, reached)
 
+    @observed("confirm")
     async def confirm(self, aggregate: Aggregate, *, durability: Durability | None = None) -> int:
         """Return the next sequence of an aggregate once all events before it are that durable.
 
@@ -136,6 +139,7 @@ class Events:
         proven(aggregate, Appended(0, end - 1), wanted, reached)
         return end
 
+    @observed("read")
     async def read(
         self,
         aggregate: Aggregate,
@@ -179,6 +183,7 @@ class Events:
         """Iterate over what `read` returns, page by page: about a megabyte at a time in memory."""
         return self._reader.stream(Range(aggregate, start, stop, limit, reverse, until, diverge_at))
 
+    @observed("next_sequence")
     async def next_sequence(self, aggregate: Aggregate) -> int:
         """Return the sequence that the next event will get: 0 for an unknown aggregate.
 
@@ -191,6 +196,7 @@ class Events:
             count = await self._router.run(scripts.NEXT, where)
         return count
 
+    @observed("load")
     async def load(self, aggregate: Aggregate, *, schema_version: int | None = None) -> Loaded:
         """Return the newest snapshot, the events after it and the next sequence, as of one moment.
 
@@ -205,6 +211,7 @@ class Events:
             schema_version = check_schema_version(schema_version)
         return await self._reader.load(aggregate, schema_version)
 
+    @observed("find_source")
     async def find_source(self, aggregate: Aggregate, source: Source) -> list[RecordedEvent]:
         """Return the events that were appended to the aggregate with this source; [] for none.
 
@@ -213,6 +220,7 @@ class Events:
         """
         return await self._reader.find(aggregate, keys.claim_of_source(check_source(source)))
 
+    @observed("find_idempotency_key")
     async def find_idempotency_key(self, aggregate: Aggregate, key: str) -> list[RecordedEvent]:
         """Return the events that were appended to the aggregate with this key; [] for none.
 
@@ -224,6 +232,7 @@ class Events:
             return []
         return await self._reader.find(aggregate, keys.claim_of_key(known))
 
+    @observed("correlated")
     async def correlated(self, correlation_id: str) -> list[EventBook]:
         """Return the events of all aggregates and editions that were appended with this id.
 
@@ -249,6 +258,7 @@ class Events:
         # before the colon that ends it.
         return sorted((book for book in books.values() if book.events), key=_place_of)
 
+    @observed("branch")
     async def branch(self, aggregate: Aggregate, *, at: int) -> None:
         """Let an aggregate diverge from main on an edition: its next sequence there is `at`.
 
@@ -273,6 +283,7 @@ class Events:
         if outcome == b"conflict":
             raise SequenceConflict(aggregate, at, sequence)
 
+    @observed("divergence")
     async def divergence(self, aggregate: Aggregate) -> int | None:
         """Return the sequence at which an aggregate has left main on its edition.
 
@@ -284,6 +295,7 @@ class Events:
         value = await self._router.read(forms.is_place_or_nil, "GET", key)
         return None if value is None else int(value)
 
+    @observed("delete")
     async def delete(self, aggregate: Aggregate) -> int:
         """Erase an aggregate on its edition.
 
@@ -303,6 +315,7 @@ class Events:
         check_aggregate(aggregate)
         return await self._eraser.erase(aggregate)
 
+    @observed("delete_edition")
     async def delete_edition(self, domain: str, edition: str) -> int:
         """Erase all aggregates of a domain on an edition; main is refused: `ProtectedEdition`.
 

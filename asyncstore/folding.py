@@ -26,12 +26,14 @@ from asyncstore.errors import (
     UnexpectedReply,
 )
 from asyncstore.names import MAIN, check_schema_version, check_whole_number
+from asyncstore.observing import observed
 from asyncstore.values import Aggregate, Appended, Event
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from asyncstore.recorded import Loaded, RecordedEvent
+    from asyncstore.router import Router
     from asyncstore.snapshots import Snapshots
     from asyncstore.values import Expected, Source, Trace
 
@@ -155,6 +157,7 @@ class History(Protocol):
 class Folder:
     """Folds the events of a store."""
 
+    _router: Router
     _events: History
     _snapshots: Snapshots
     _turns: WeakValueDictionary[Aggregate, asyncio.Lock] = field(
@@ -196,6 +199,7 @@ class Folder:
         except _NOT_KEPT as error:
             _log.warning("no snapshot of %s was kept: %s", aggregate, error)
 
+    @observed("update")
     async def update(
         self, aggregate: Aggregate, decide: Decide[S], how: Fold[S], tries: int, trace: Trace
     ) -> Appended:
@@ -236,6 +240,7 @@ class Folder:
     ) -> Appended:
         aggregate, pause = refusal.aggregate, _FIRST_PAUSE
         while True:
+            self._router.tally.retries += 1
             if refusal.missed and folded.goes_on_with(refusal):
                 state, last = how.over(folded.state, refusal.missed), refusal.missed[-1].id
                 folded = Folded(state, refusal.actual, last)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from asyncstore.durability import Reached
     from asyncstore.keys import Keys
+    from asyncstore.observing import Tally
     from asyncstore.transport import Bounds, Detour
     from asyncstore.wire import Reply, Request
 
@@ -45,6 +46,7 @@ class Ways:
 
     bounds: Bounds
     keys: Keys
+    tally: Tally
     always: bool  # the operator's word that they have `appendfsync always`
     is_own: bool = False  # an embedded server that is to sync each write
     max_replica_lag: int | None = None  # of a replica that is read from, in bytes; None: none is
@@ -90,6 +92,11 @@ class Node:
         """Whether it is connected, with requests under way."""
         lanes = (self.transport, self._waiting)
         return any(lane is not None and lane.is_at_work() for lane in lanes)
+
+    def in_flight(self) -> int:
+        """Return how many callers wait for its answers."""
+        lanes = (self.transport, self._waiting)
+        return sum(lane.in_flight() for lane in lanes if lane is not None)
 
     def send(self, request: Request, lane: Lane) -> None:
         """Send a request that was on its way to another node."""
@@ -162,4 +169,5 @@ class Node:
 
     def _make_transport(self, lane: Lane) -> Transport:
         detour = self._detours(lane) if self._detours is not None else None
-        return Transport(self.url, self.where, self._ways.bounds, detour=detour)
+        ways = self._ways
+        return Transport(self.url, self.where, ways.bounds, detour=detour, tally=ways.tally)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from asyncstore import forms, scripts
 from asyncstore.errors import CorruptPosition, StillBehind
 from asyncstore.names import MAIN, check_name, check_seconds, check_sequence
+from asyncstore.observing import observed
 
 if TYPE_CHECKING:
     from asyncstore.keys import Keys
@@ -33,26 +34,17 @@ class Positions:
     _router: Router
     _keys: Keys
 
+    @observed("positions.get")
     async def get(self, handler: str, aggregate: Aggregate) -> int | None:
         """Return the position, or None where the handler has none. 0 is a position."""
-        handler = check_name("handler", handler)
-        key = self._keys.position(handler, aggregate)
-        value: bytes | None
-        if aggregate.edition == MAIN:
-            value = await self._router.read(forms.is_text_or_nil, "GET", key)
-        else:
-            keys = [key, self._keys.divergence(aggregate)]
-            value = await self._router.run(scripts.GET_POSITION, keys)
-        if value is None:
-            return None
-        if not value.isdigit():
-            raise CorruptPosition(key)
-        return int(value)
+        return await self._get(handler, aggregate)
 
+    @observed("positions.put")
     async def put(self, handler: str, aggregate: Aggregate, sequence: int) -> None:
         """Set the position, forwards or backwards."""
         await self._put(handler, aggregate, sequence, "anywhere")
 
+    @observed("positions.advance")
     async def advance(self, handler: str, aggregate: Aggregate, sequence: int) -> bool:
         """Move the position forwards. False, and nothing moved, if it is there or further."""
         return await self._put(handler, aggregate, sequence, "forwards")
@@ -74,7 +66,7 @@ class Positions:
         limit = math.inf if timeout is None else check_seconds("timeout", timeout)
         ends, pause = time.monotonic() + limit, _FIRST_PAUSE
         while True:
-            position = await self.get(handler, aggregate)
+            position = await self._get(handler, aggregate)
             if position is not None and position >= sequence:
                 return
             left = ends - time.monotonic()
@@ -82,6 +74,21 @@ class Positions:
                 raise StillBehind(handler, aggregate, sequence, position)
             await asyncio.sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _get(self, handler: str, aggregate: Aggregate) -> int | None:
+        handler = check_name("handler", handler)
+        key = self._keys.position(handler, aggregate)
+        value: bytes | None
+        if aggregate.edition == MAIN:
+            value = await self._router.read(forms.is_text_or_nil, "GET", key)
+        else:
+            keys = [key, self._keys.divergence(aggregate)]
+            value = await self._router.run(scripts.GET_POSITION, keys)
+        if value is None:
+            return None
+        if not value.isdigit():
+            raise CorruptPosition(key)
+        return int(value)
 
     async def _put(self, handler: str, aggregate: Aggregate, sequence: int, direction: str) -> bool:
         handler = check_name("handler", handler)

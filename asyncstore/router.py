@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from asyncstore.answers import Answers
 from asyncstore.errors import StoreUnavailable
+from asyncstore.observing import Tally
 from asyncstore.sharing import all_of, running_loop
 from asyncstore.slots import slot_of, slot_of_tag
 from asyncstore.wire import Repeat, ReplyError, Request, Survey
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from asyncstore.appends import Appender
     from asyncstore.forms import Form
     from asyncstore.nodes import Node
+    from asyncstore.observing import Observer
     from asyncstore.scripts import Script
     from asyncstore.transport import Transport
     from asyncstore.values import Durability
@@ -100,11 +102,14 @@ class OneServer:
 class Router:
     """Sends requests where they belong, while the store is open.
 
-    `answers` says what is made of answers.
+    `answers` says what is made of answers. `observer` sees the calls of the store, if there is one;
+    `tally` has what was counted of it.
     """
 
     def __init__(self, where: str, timeout: float) -> None:
         self.answers = Answers(where)
+        self.observer: Observer | None = None
+        self.tally = Tally()
         self._timeout = timeout
         self._servers: Servers | None = None
         self._by_slot = False
@@ -138,6 +143,16 @@ class Router:
     def nodes(self) -> list[Node]:
         """Return the servers that take changes."""
         return self.servers().nodes()
+
+    def in_flight(self) -> int:
+        """Return how many requests wait for an answer, or to be sent; 0 if the store is closed."""
+        is_open = self._loop is not None and self._servers is not None
+        nodes = cast(Servers, self._servers).nodes() if is_open else []  # also from other threads
+        return sum(node.in_flight() for node in nodes)
+
+    def system(self) -> str | None:
+        """Return what the servers are, "redis" or "valkey"; None before the store is open."""
+        return None if self._servers is None else self._servers.nodes()[0].transport.system
 
     def home_of(self, root: str) -> tuple[Node, int | None]:
         """Return the server that has an aggregate, and on a cluster the slot."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -20,10 +20,12 @@ from asyncstore.errors import (
     StoreClosed,
     StoreUnavailable,
 )
+from asyncstore.observing import ATTEMPT, ERROR, HANDLER, SEQUENCE, named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from asyncstore.observing import Processing
     from asyncstore.recorded import RecordedEvent
     from asyncstore.subscriptions import Delivery, Subscription
 
@@ -94,14 +96,23 @@ async def _work(handler: Handler, sub: Subscription) -> None:
 
 
 async def _handle(handler: Handler, sub: Subscription, delivery: Delivery) -> None:
+    with delivery.observed() as processing:
+        await _handle_observed(handler, sub, delivery, processing)
+
+
+async def _handle_observed(
+    handler: Handler, sub: Subscription, delivery: Delivery, processing: Processing
+) -> None:
     try:
         await handler.function(delivery.event)
     except Exception as error:
+        processing.failed(error)
         delay = min(_FIRST_DELAY * 2 ** (delivery.attempt - 1), _LONGEST_DELAY)
         reason = type(error).__name__
         _log.warning(
             "%s has failed with %s at %r, attempt %s",
             handler.name, reason, delivery, delivery.attempt, exc_info=error,
+            extra=_about(delivery, reason),
         )  # fmt: skip
         await _settle(handler, partial(delivery.nack, delay=delay, reason=reason))
     except BaseException:
@@ -109,6 +120,12 @@ async def _handle(handler: Handler, sub: Subscription, delivery: Delivery) -> No
         raise
     else:
         await _settle(handler, delivery.ack)
+
+
+def _about(delivery: Delivery, reason: str) -> dict[str, Any]:
+    event = delivery.event
+    place = {**named(event.aggregate), SEQUENCE: event.sequence, ATTEMPT: delivery.attempt}
+    return {HANDLER: delivery.handler, **place, ERROR: reason}
 
 
 async def _settle(handler: Handler, say: Callable[[], Awaitable[object]]) -> None:

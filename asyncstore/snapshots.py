@@ -10,6 +10,7 @@ from uuid import UUID
 from asyncstore import codec, scripts
 from asyncstore.errors import InvalidType, InvalidValue
 from asyncstore.names import MAIN, check_schema_version, check_sequence
+from asyncstore.observing import observed
 from asyncstore.values import Retention, Snapshot, check_moment
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Snapshots:
     _router: Router
     _keys: Keys
 
+    @observed("snapshots.get")
     async def get(self, aggregate: Aggregate, *, at: int | None = None) -> Snapshot | None:
         """Return the newest snapshot, or with `at` the newest whose sequence is at most that.
 
@@ -47,6 +49,7 @@ class Snapshots:
         reply = await self._router.run(scripts.GET_SNAPSHOT, keys, [bound])
         return decode_or_warn(aggregate, reply)
 
+    @observed("snapshots.put")
     async def put(
         self,
         aggregate: Aggregate,
@@ -85,6 +88,7 @@ class Snapshots:
         (outcome,) = await self._router.run(scripts.PUT_SNAPSHOT, keys, arguments)
         return bool(outcome == b"ok")
 
+    @observed("snapshots.delete")
     async def delete(self, aggregate: Aggregate) -> None:
         """Delete all snapshots of the aggregate; fine where there are none."""
         await self._router.run(scripts.DELETE_SNAPSHOTS, self._keys.snapshots(aggregate))

@@ -131,7 +131,7 @@ class Store:
         self.snapshots = Snapshots(router, names)
         self._registry = Registry(router, names, reader)
         self.subscriptions = Subscriptions(router, names, self._registry, self.positions)
-        self._folder = Folder(self.events, self.snapshots)
+        self._folder = Folder(router, self.events, self.snapshots)
         self._reader = reader
         self._handlers: list[Handler] = []
         self._doorbell = Doorbell(router, names, settings.timeout)
@@ -392,6 +392,7 @@ class Store:
         return Ways(
             Bounds(settings.timeout, settings.max_in_flight, settings.max_in_flight_bytes),
             self._keys,
+            self._router.tally,
             always=settings.appendfsync_always,
             is_own=settings.backend == EMBEDDED and self._durability.fsynced,
             max_replica_lag=settings.max_replica_lag if settings.read_from == REPLICA else None,

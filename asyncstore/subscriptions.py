@@ -25,6 +25,14 @@ from asyncstore.errors import (
 from asyncstore.feeding import Feeder, Pace
 from asyncstore.keys import ALL
 from asyncstore.names import check_seconds
+from asyncstore.observing import (
+    ERROR,
+    HANDLER,
+    SEQUENCE,
+    UNOBSERVED,
+    named,
+    observed,
+)
 from asyncstore.sharing import all_of
 from asyncstore.values import (
     ANY,
@@ -40,6 +48,7 @@ from asyncstore.writing import Effects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from types import TracebackType
 
@@ -47,6 +56,7 @@ if TYPE_CHECKING:
     from asyncstore.feeding import Place
     from asyncstore.keys import Keys
     from asyncstore.nodes import Node
+    from asyncstore.observing import Processing
     from asyncstore.progress import Subscriptions
     from asyncstore.recorded import RecordedEvent
     from asyncstore.registering import Registry
@@ -169,6 +179,19 @@ class Delivery:
         """
         check_seconds("delay", delay)
         await self._subscription._nack(self, delay, reason)
+
+    def observed(self) -> AbstractContextManager[Processing]:
+        """Return a context in which the events are handled, for the store's observer to see it.
+
+        A span, if `asyncstore.telemetry` was asked for: see there.
+        """
+        observer = self._subscription._router.observer
+        return UNOBSERVED if observer is None else observer.process(self)
+
+    @property
+    def handler(self) -> str:
+        """The name of the handler that it is for."""
+        return self._subscription._terms.handler
 
     def __repr__(self) -> str:
         first, last = self.events[0].sequence, self.events[-1].sequence
@@ -505,6 +528,8 @@ class Subscription:
     def _deliver(self, held: _Held, most: int) -> Delivery:
         events = [event for event, _ in zip(held.leased.events, range(most), strict=False)]
         delivery = Delivery(self, held, events)
+        if delivery.attempt > 1:
+            self._router.tally.redeliveries[self._terms.handler] += 1
         held.delivery = weakref.ref(delivery)
         held.task = asyncio.current_task()
         self._pace.took(_now() - held.offered)
@@ -532,6 +557,7 @@ class Subscription:
 
     # Settling deliveries
 
+    @observed("ack")
     async def _ack(
         self, delivery: Delivery, through: int | None, effects: Effects | None
     ) -> Appended | None:
@@ -636,6 +662,7 @@ class Subscription:
             self._let_go(held, is_due=outcome == "more" or held.was_rung)
         self._settled.set()
 
+    @observed("nack")
     async def _nack(self, delivery: Delivery, delay: float, reason: str) -> None:
         self._check_lease(delivery)
         event = delivery.events[delivery._settled]
@@ -648,9 +675,11 @@ class Subscription:
         if outcome == "lost":
             raise self._lost(held, event[0])
         if outcome == "buried":
+            self._router.tally.dead_letters[self._terms.handler] += 1
             _log.warning(
                 "%s: event %s of %s has become a dead letter (%s)",
                 self._terms.handler, event[0], held.aggregate, _short(reason),
+                extra={**self._about(held), SEQUENCE: event[0], ERROR: _short(reason)},
             )  # fmt: skip
         self._let_go(held, is_due=outcome == "buried" or delay == 0)
         self._look_by(held.aggregate, delay)
@@ -666,12 +695,17 @@ class Subscription:
                 await held.worklist.ack(leased, (leased.through, leased.through_id), None)
                 self._let_go(held, is_due=True)
             else:
-                _log.error("%s can't go on: %s", self._terms.handler, error)
+                _log.error(
+                    "%s can't go on: %s", self._terms.handler, error, extra=self._about(held)
+                )
                 bad = (leased.bad_at, "")
                 await self._refuse(held, bad, _CORRUPT_PAUSE, type(error).__name__)
         except AsyncStoreError as failure:
             _log.warning("%s waits: %s", self._terms.handler, failure)
             self._let_go(held, is_due=True)
+
+    def _about(self, held: _Held) -> dict[str, Any]:
+        return {HANDLER: self._terms.handler, **named(held.aggregate)}
 
     def _check_lease(self, delivery: Delivery) -> None:
         held = delivery._held

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import socket
 import ssl
@@ -37,6 +38,7 @@ from asyncstore.errors import (
     OutcomeUnknown,
     StoreUnavailable,
 )
+from asyncstore.observing import SERVER_ADDRESS, Tally
 from asyncstore.sharing import running_loop
 from asyncstore.wire import AGAIN, ELSEWHERE, Repeat, ReplyError, Request, Wire
 
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from asyncstore.forms import Form
     from asyncstore.scripts import Script
     from asyncstore.wire import Argument, Reply
+
+_log = logging.getLogger(__name__)
 
 _PING_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.01  # seconds between two dials; doubled each time
@@ -109,7 +113,8 @@ class Transport:
     """The connection to one server, for the event loop in which it was opened.
 
     `where` names the server in errors, without a password. A connection that is `read_only` may
-    lead to a replica of a cluster.
+    lead to a replica of a cluster. `tally` counts what happens to it. `system` is what the server
+    is, "redis" or "valkey", as far as it tells.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class Transport:
         *,
         detour: Detour | None = None,
         read_only: bool = False,
+        tally: Tally | None = None,
     ) -> None:
         self._url = url
         self.where = where
@@ -128,6 +134,8 @@ class Transport:
         self._bounds = bounds
         self._detour = detour
         self._read_only = read_only
+        self._tally = tally or Tally()
+        self.system = "redis"
         self._answers = Answers(where)
         self._is_left = False
         self._backlog: deque[Request] = deque()  # waits for room, or for a connection
@@ -138,6 +146,7 @@ class Transport:
         self._timer: asyncio.TimerHandle | None = None
         self._trouble = "it did not answer in time"
         self._pause = 0.0  # before the next dial
+        self._is_broken = False  # it was connected, and is not yet again
         self._identity: tuple[str, int] | None = None  # of the connection: server run, client id
         self._lost_identity: tuple[str, int] | None = None
 
@@ -254,6 +263,12 @@ class Transport:
         if self._wire is not None:
             self._wire.flush()
 
+    def in_flight(self) -> int:
+        """Return how many callers wait for an answer, or for their requests to be sent."""
+        wire = self._wire
+        backlog = sum(len(request.callers) for request in tuple(self._backlog))
+        return backlog if wire is None else backlog + wire.in_flight()
+
     def is_at_work(self) -> bool:
         """Whether there is a connection with requests under way."""
         wire = self._wire
@@ -314,11 +329,16 @@ class Transport:
                 continue
             if request.repeat is Repeat.FREELY:
                 request.pack()  # a part of its answer may have come
+                self._tally.resends[request.name] += 1
             again.append(request)
         if self._loop is None:
             for request in wire.outbox:
                 self._give_up(request, reason)
             return
+        self._is_broken = True
+        _log.warning(
+            "the connection to %s is lost: %s", self.where, reason, extra=self._about_server()
+        )
         self._backlog.extendleft(reversed([*again, *wire.outbox]))
         self._tell_trouble()
         self._connect_if_needed()
@@ -383,6 +403,7 @@ class Transport:
                 self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
                 try:
                     self._wire = await self._dial()
+                    self._note_connection()
                 except _Unreachable as error:
                     self._trouble = str(error)
                     self._tell_trouble()
@@ -394,6 +415,15 @@ class Transport:
             self._connecting = None
         self._drain()
         self._connect_if_needed()
+
+    def _note_connection(self) -> None:
+        if self._is_broken:
+            self._is_broken = False
+            self._tally.reconnects += 1
+            _log.info("connected to %s again", self.where, extra=self._about_server())
+
+    def _about_server(self) -> dict[str, str]:
+        return {SERVER_ADDRESS: self.where}
 
     def _refuse_all(self, error: AsyncStoreError) -> None:
         for request in self._backlog:
@@ -470,6 +500,8 @@ class Transport:
         info = await self._ask(wire, "INFO", "server", "persistence")
         if isinstance(info, bytes) and b"\nloading:1" in info:
             raise _Unreachable(NOT_NOW["LOADING"])
+        if isinstance(info, bytes) and b"\nvalkey_version:" in info:
+            self.system = "valkey"
         identity = _identity(hello, info)
         await self._settle_appends(wire, identity)
         self._identity = identity
@@ -483,7 +515,7 @@ class Transport:
         ]
         for request in in_doubt:
             if request.repeat is Repeat.ALIKE:
-                request.send_again(AGAIN, self._doubt_of(request))
+                self._send_again(request, AGAIN)
         unsettled = [request for request in in_doubt if request.repeat is Repeat.MARKED]
         if not unsettled:
             return
@@ -492,14 +524,15 @@ class Transport:
             lost = self._lost_identity
             is_same = identity is not None and lost is not None and identity[0] == lost[0]
             for request in unsettled:
-                request.send_again(AGAIN if is_same else ELSEWHERE, self._doubt_of(request))
+                self._send_again(request, AGAIN if is_same else ELSEWHERE)
         else:
             for request in unsettled:
                 self._give_up(request, "the connection broke, and may still be read by the server")
 
-    def _doubt_of(self, request: Request) -> OutcomeUnknown:
+    def _send_again(self, request: Request, mark: str) -> None:
         why = f"{request.name}: its answer was lost, and it was refused when sent again"
-        return OutcomeUnknown(self.where, why)
+        request.send_again(mark, OutcomeUnknown(self.where, why))
+        self._tally.resends[request.name] += 1
 
     async def _is_ended(self, wire: Wire, identity: tuple[str, int] | None) -> bool:
         """Whether the server will read nothing more from the connection that was lost."""

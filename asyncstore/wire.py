@@ -370,6 +370,10 @@ class Wire(asyncio.Protocol):
         is_open = self.is_alive() and not self._paused
         return is_open and self._calls < self._max_commands and self._bytes < self._max_bytes
 
+    def in_flight(self) -> int:
+        """Return how many callers wait for an answer on it."""
+        return self._calls
+
     def is_idle(self) -> bool:
         """Whether nothing is under way or about to be, and a request can go now."""
         return not self._calls and self.has_room()

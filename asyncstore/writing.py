@@ -270,6 +270,9 @@ class Writer:
         """Return two arguments of the script for each event, and their size in bytes."""
         if len(batch) > self._limits.max_append_events:
             raise EventTooLarge("max_append_events", self._limits.max_append_events, len(batch))
+        observer = self._router.observer
+        if observer is not None:
+            batch = observer.outgoing(batch)
         arguments: list[bytes] = []
         total = 0
         for index, event in enumerate(batch):

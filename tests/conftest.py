@@ -6,7 +6,12 @@ import os
 
 import pytest
 
-pytest_plugins = ["asyncstore.testing.conformance", "tests.fix_clusters", "tests.fix_stores"]
+pytest_plugins = [
+    "asyncstore.testing.conformance",
+    "tests.fix_clusters",
+    "tests.fix_stores",
+    "tests.fix_telemetry",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ ORDER = [
     "sharing",
     "names",
     "values",
+    "observing",
     "slots",
     "keys",
     "codec",
@@ -98,6 +99,7 @@ ORDER = [
     "testing.conformance.traces",
     "testing.conformance.listening",
     "testing.conformance.running",
+    "telemetry",
     "commands.__init__",
     "commands.output",
     "commands.options",
@@ -206,6 +208,7 @@ def test_a_framework_is_imported_by_its_integration_only() -> None:
         ("rich", {"commands.output"}),
         ("msgspec", {"typed.kinds"}),
         ("cryptography", {"typed.aes"}),
+        ("opentelemetry", {"telemetry"}),
         (
             "anyio",
             {

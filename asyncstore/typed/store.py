@@ -81,7 +81,7 @@ class TypedStore:
         self._store = store
         self._registry = registry
         self._bodies = Bodies() if bodies is None else bodies
-        self._folder = Folder(_Opened(store.events, self._open), store.snapshots)
+        self._folder = Folder(store._router, _Opened(store.events, self._open), store.snapshots)
         if isinstance(self._bodies.keys, StoredKeys):
             self._bodies.keys.warn_if_beside(store)
 
