@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -49,7 +49,7 @@ class Seen:
         return [
             (
                 dict(point.attributes or {}),
-                point.count if isinstance(point, HistogramDataPoint) else point.value,
+                point.value if isinstance(point, NumberDataPoint) else point.count,
             )
             for resource in (data.resource_metrics if data else ())
             for scope in resource.scope_metrics

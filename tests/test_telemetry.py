@@ -7,7 +7,9 @@ import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -36,7 +38,7 @@ from tests.fix_telemetry import Seen
 from tests.polling import eventually
 from tests.proxy import Proxy, proxy_to
 
-SECRET = "card 4111-1111"
+CARD = "card 4111-1111"
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ async def store(one_server: servers.Server, prefix: str, seen: Seen) -> AsyncIte
 
 @pytest.fixture
 async def proxy(one_server: servers.Server) -> AsyncIterator[Proxy]:
-    async with proxy_to(one_server.socket) as running:
+    async with proxy_to(Path(urlsplit(one_server.url).path)) as running:
         yield running
 
 
@@ -61,7 +63,7 @@ def traceparent(span: ReadableSpan) -> str:
     context = span.get_span_context()
     assert context is not None
     ids = format_trace_id(context.trace_id), format_span_id(context.span_id)
-    return f"00-{ids[0]}-{ids[1]}-01"
+    return f"00-{ids[0]}-{ids[1]}-{context.trace_flags:02x}"
 
 
 def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
@@ -119,8 +121,8 @@ async def test_reading_and_loading(store: Store, seen: Seen, order: Aggregate) -
     await store.snapshots.put(order, sequence=1, state={})
     await store.positions.put("projector", order, 1)
     await store.events.correlated("checkout")
-    assert seen.span("snapshots.put orders")
-    assert seen.span("positions.put orders")
+    puts = seen.spans("snapshots.put orders"), seen.spans("positions.put orders")
+    assert list(map(len, puts)) == [1, 1]
     assert "checkout" not in str(facts(seen.span("correlated")))
 
 
@@ -228,18 +230,18 @@ async def test_spans_are_silent_about_data_roots_and_passwords(
     store: Store, seen: Seen, order: Aggregate
 ) -> None:
     def decide(_: int) -> list[Event]:
-        raise ValueError(SECRET)
+        raise ValueError(CARD)
 
-    event = Event("Paid", {"card": SECRET}, metadata={"user": SECRET})
-    await store.events.append(order, [event], expected=NEW, idempotency_key=SECRET)
+    event = Event("Paid", {"card": CARD}, metadata={"user": CARD})
+    await store.events.append(order, [event], expected=NEW, idempotency_key=CARD)
     with pytest.raises(SequenceConflict):
-        await store.events.append(order, [event], expected=NEW, correlation_id=SECRET)
-    with pytest.raises(ValueError, match=SECRET):
+        await store.events.append(order, [event], expected=NEW, correlation_id=CARD)
+    with pytest.raises(ValueError, match=CARD):
         await store.update(order, decide, lambda count, _: count, 0)
     told = "".join(span.to_json() for span in seen.spans())
     assert "ValueError" in told
     assert "SequenceConflict" in told
-    assert SECRET not in told
+    assert CARD not in told
     assert order.root not in told
 
 
@@ -273,10 +275,8 @@ def test_the_address_of_a_cluster() -> None:
 
 def test_nobody_pays_for_what_was_not_asked_for() -> None:
     assert asyncstore.open("embedded://")._router.observer is None
-    code = (
-        "import sys, asyncstore, asyncstore.commands; "
-        "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
-    )
+    # Of opentelemetry nothing can be said: redis-py imports it where it is installed.
+    code = "import sys, asyncstore.commands; sys.exit('asyncstore.telemetry' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -363,7 +363,7 @@ async def test_a_handler_that_fails(
 ) -> None:
     @store.handler("mailer", "orders", retries=1)
     async def fail(_: RecordedEvent) -> None:
-        raise ValueError(SECRET)
+        raise ValueError(CARD)
 
     await store.events.append(order, numbered(1), expected=NEW)
     await run_until(
@@ -374,7 +374,7 @@ async def test_a_handler_that_fails(
     for span in (first, second):
         assert facts(span)["error.type"] == "ValueError"
         assert span.status.status_code is StatusCode.ERROR
-        assert SECRET not in span.to_json()
+        assert CARD not in span.to_json()
     assert len(seen.spans("nack orders")) == 2
     assert seen.value("messaging.process.duration", error_type="ValueError") == 2
     assert seen.value("asyncstore.handler.redeliveries") == 1
@@ -413,9 +413,9 @@ async def test_a_loop_that_fails(store: Store, seen: Seen, order: Aggregate) -> 
     async with store.subscribe("projector", "orders") as sub:
         delivery = await anext(sub)
         with pytest.raises(LookupError), delivery.observed():
-            raise LookupError(SECRET)
+            raise LookupError(CARD)
     assert facts(seen.span("process orders"))["error.type"] == "LookupError"
-    assert SECRET not in seen.span("process orders").to_json()
+    assert CARD not in seen.span("process orders").to_json()
 
 
 async def test_what_an_ack_appends_goes_on_with_the_trace(
