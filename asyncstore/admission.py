@@ -18,6 +18,7 @@ from asyncstore.errors import (
     StoreUnavailable,
     UnsafeServer,
 )
+from asyncstore.observing import SERVER_ADDRESS
 from asyncstore.sharing import end_all, quickest
 from asyncstore.values import Durability
 
@@ -83,7 +84,11 @@ class Admission:
             except StoreUnavailable:
                 await asyncio.sleep(_PAUSE)
             except AsyncStoreError as error:
-                _log.error("a server of the cluster is not fit for events: %s", error)
+                _log.error(
+                    "a server of the cluster is not fit for events: %s",
+                    error,
+                    extra={SERVER_ADDRESS: node.where},
+                )
                 return
             else:
                 return
@@ -96,7 +101,12 @@ class Admission:
     async def _look(self, node: Node) -> None:
         said = await checks.ask_info(node.transport)
         if said.refused is not None:
-            _log.warning("the settings of %s can't be checked: %s", node.where, said.refused)
+            _log.warning(
+                "the settings of %s can't be checked: %s",
+                node.where,
+                said.refused,
+                extra={SERVER_ADDRESS: node.where},
+            )
             return
         if checks.is_too_old(said):
             version = said.fields.get("redis_version", "0")
@@ -116,4 +126,5 @@ class Admission:
                 "%s keeps nothing on disk: a restart loses every event. Switch its AOF on, by "
                 "CONFIG SET appendonly yes; `asyncstore doctor` says more",
                 node.where,
+                extra={SERVER_ADDRESS: node.where},
             )

@@ -19,6 +19,7 @@ import anyio
 
 from asyncstore.answers import ELSEWHERE_OR_LATER
 from asyncstore.errors import AsyncStoreError, StoreClosed, StoreUnavailable
+from asyncstore.observing import SERVER_ADDRESS
 from asyncstore.pubsub import Ear
 
 if TYPE_CHECKING:
@@ -329,7 +330,9 @@ class _Line:
 
     def _lose(self, error: AsyncStoreError) -> None:
         if not self._is_away:
-            _log.warning("appends are not heard for now: %s", error)
+            _log.warning(
+                "appends are not heard for now: %s", error, extra={SERVER_ADDRESS: self.node.where}
+            )
         self._is_away = True
         silent = self._heard | self._gained
         self._heard, self._gained = set(), set()
@@ -367,7 +370,11 @@ class _Line:
         if not self._gained or (self._ear is not None and self._ear.is_waiting()):
             return
         if self._is_away:
-            _log.info("appends are heard again at %s", self.node.where)
+            _log.info(
+                "appends are heard again at %s",
+                self.node.where,
+                extra={SERVER_ADDRESS: self.node.where},
+            )
         self._is_away = False
         gained, self._gained = self._gained, set()
         self._heard |= gained

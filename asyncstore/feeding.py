@@ -22,6 +22,7 @@ from asyncstore.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from asyncstore.observing import HANDLER
 from asyncstore.sharing import all_of
 from asyncstore.values import Aggregate
 
@@ -207,7 +208,7 @@ class Feeder:
             except StoreClosed:
                 raise
             except AsyncStoreError as error:
-                _log.warning("%s waits: %s", self._name, error)
+                _log.warning("%s waits: %s", self._name, error, extra={HANDLER: self._name})
                 if not isinstance(error, _PASSING):
                     self._desk.fail(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311

@@ -26,7 +26,7 @@ from asyncstore.errors import (
     UnexpectedReply,
 )
 from asyncstore.names import MAIN, check_schema_version, check_whole_number
-from asyncstore.observing import observed
+from asyncstore.observing import named, observed
 from asyncstore.values import Aggregate, Appended, Event
 
 if TYPE_CHECKING:
@@ -175,7 +175,12 @@ class Folder:
             except Exception as error:
                 # A snapshot is a short cut: whatever is wrong with it, the events are there.
                 why = type(error).__name__
-                _log.warning("the snapshot of %s is passed over: %s in restore", aggregate, why)
+                _log.warning(
+                    "the snapshot of %s is passed over: %s in restore",
+                    aggregate,
+                    why,
+                    extra=named(aggregate),
+                )
                 events = await self._events.read(aggregate, stop=loaded.next_sequence)
         state = how.over(state, events)
         every = how.snapshot_every
@@ -197,7 +202,7 @@ class Folder:
                 as_of=last.id,
             )
         except _NOT_KEPT as error:
-            _log.warning("no snapshot of %s was kept: %s", aggregate, error)
+            _log.warning("no snapshot of %s was kept: %s", aggregate, error, extra=named(aggregate))
 
     @observed("update")
     async def update(

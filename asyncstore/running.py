@@ -90,7 +90,7 @@ async def _work(handler: Handler, sub: Subscription) -> None:
         except StoreClosed:
             raise
         except AsyncStoreError as error:
-            _log.error("%s: %s", handler.name, error)
+            _log.error("%s: %s", handler.name, error, extra={HANDLER: handler.name})
             continue
         await _handle(handler, sub, delivery)
 
@@ -134,10 +134,15 @@ async def _settle(handler: Handler, say: Callable[[], Awaitable[object]]) -> Non
         try:
             await say()
         except LeaseLost as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra={HANDLER: handler.name})
             return
         except (StoreUnavailable, OutcomeUnknown) as error:
-            _log.warning("%s can't settle an event yet: %s", handler.name, error)
+            _log.warning(
+                "%s can't settle an event yet: %s",
+                handler.name,
+                error,
+                extra={HANDLER: handler.name},
+            )
             await anyio.sleep(_SETTLE_PAUSE)
         else:
             return

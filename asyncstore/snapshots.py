@@ -10,7 +10,7 @@ from uuid import UUID
 from asyncstore import codec, scripts
 from asyncstore.errors import InvalidType, InvalidValue
 from asyncstore.names import MAIN, check_schema_version, check_sequence
-from asyncstore.observing import observed
+from asyncstore.observing import named, observed
 from asyncstore.values import Retention, Snapshot, check_moment
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ def decode_or_warn(
     try:
         snapshot = codec.decode_snapshot(reply)
     except codec.Undecodable as error:
-        _log.warning("the snapshot of %s is passed over: %s", aggregate, error)
+        _log.warning(
+            "the snapshot of %s is passed over: %s", aggregate, error, extra=named(aggregate)
+        )
         return None
     if snapshot is None or schema_version in (None, snapshot.schema_version):
         return snapshot
@@ -120,5 +122,6 @@ def decode_or_warn(
         aggregate,
         snapshot.schema_version,
         schema_version,
+        extra=named(aggregate),
     )
     return None

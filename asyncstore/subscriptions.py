@@ -424,7 +424,11 @@ class Subscription:
             for some in _parts(held):
                 await self.worklist(place).release([one.leased for one in some])
         except AsyncStoreError as error:
-            _log.warning("leases were not given back and end by themselves: %s", error)
+            _log.warning(
+                "leases were not given back and end by themselves: %s",
+                error,
+                extra={HANDLER: self._terms.handler},
+            )
 
     def _by_place(self, held: list[_Held]) -> dict[Place, list[_Held]]:
         groups: dict[Place, list[_Held]] = {}
@@ -441,7 +445,12 @@ class Subscription:
             return
         error = task.exception()
         if not isinstance(error, AsyncStoreError):
-            _log.error("a subscription of %s has failed", self._terms.handler, exc_info=error)
+            _log.error(
+                "a subscription of %s has failed",
+                self._terms.handler,
+                exc_info=error,
+                extra={HANDLER: self._terms.handler},
+            )
             error = StoreClosed(f"the subscription has failed ({type(error).__name__})")
         self.fail(error)
         self.stop()
@@ -851,7 +860,9 @@ class Subscription:
             except StoreClosed:
                 raise
             except AsyncStoreError as error:
-                _log.warning("%s waits: %s", self._terms.handler, error)
+                _log.warning(
+                    "%s waits: %s", self._terms.handler, error, extra={HANDLER: self._terms.handler}
+                )
                 self._to_scout |= tags
                 await asyncio.sleep(_SCOUT_PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
                 continue
@@ -908,7 +919,12 @@ class Subscription:
         try:
             await self._registry.keep(self._domain, sorted(self._domains), self._terms)
         except AsyncStoreError as error:
-            _log.warning("%s was not registered again: %s", self._terms.handler, error)
+            _log.warning(
+                "%s was not registered again: %s",
+                self._terms.handler,
+                error,
+                extra={HANDLER: self._terms.handler},
+            )
 
     # Keeping leases: the renewer's task
 
@@ -931,7 +947,12 @@ class Subscription:
         except StoreClosed:
             return
         except AsyncStoreError as error:
-            _log.warning("leases of %s were not renewed: %s", self._terms.handler, error)
+            _log.warning(
+                "leases of %s were not renewed: %s",
+                self._terms.handler,
+                error,
+                extra={HANDLER: self._terms.handler},
+            )
         finally:
             under_way.discard(place)
 

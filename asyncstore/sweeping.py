@@ -19,6 +19,7 @@ import anyio
 
 from asyncstore import forms
 from asyncstore.errors import AsyncStoreError, StoreClosed
+from asyncstore.observing import SERVER_ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -162,7 +163,12 @@ class Sweeper:
         except StoreClosed:
             return
         except AsyncStoreError as error:
-            _log.warning("a sweep goes on without %s: %s", node.where, error)
+            _log.warning(
+                "a sweep goes on without %s: %s",
+                node.where,
+                error,
+                extra={SERVER_ADDRESS: node.where},
+            )
             await asyncio.sleep(_RETRY)
         else:
             self._took = loop.time() - began
