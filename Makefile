@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-typed bench-clusters bench-rivals faults soak clean
+.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -60,6 +60,12 @@ bench-typed: $(BENCH_READY) ## measure typed events beside plain JSON, half a mi
 
 bench-rivals: $(BENCH_READY) ## measure beside other event stores, 3 minutes: build/bench-rivals.json
 	$(BIN)/python -m benchmarks.rivals
+
+bench-telemetry: $(BENCH_READY) ## measure what telemetry costs an append, off and on, 1 minute: build/telemetry.json
+	$(BIN)/python -m benchmarks.telemetry
+
+trace: $(BENCH_READY) ## draw a trace from an append to the handler of its event: build/trace.png
+	$(BIN)/python examples/trace_picture.py
 
 faults: $(READY) ## kill, cut and fill servers, clusters and workers under load, 30 minutes: table, build/faults.json
 	$(BIN)/python -m tests.faults faults

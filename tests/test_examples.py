@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -168,6 +170,49 @@ def test_a_suite_that_uses_the_testing_kit() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout
+
+
+def test_prometheus_metrics() -> None:
+    example = [sys.executable, str(ROOT / "examples" / "prometheus_metrics.py"), "--port", "0"]
+    with subprocess.Popen(example, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            url = running.stdout.readline().strip()
+            scrape_until(url, "handler_lag", "messaging_process_duration", "conflicts_total")
+            running.terminate()
+            assert running.wait(timeout=20) == 0
+        finally:
+            running.kill()
+
+
+def scrape_until(url: str, *wanted: str) -> None:
+    """Scrape a Prometheus endpoint until it has more than 0 under these names."""
+    deadline = time.monotonic() + 30
+    missing = set(wanted)
+    while missing:
+        assert time.monotonic() < deadline, f"these are missing: {missing}"
+        text = httpx.get(url).raise_for_status().text
+        missing = {name for name in wanted if not re.search(rf"{name}\S*{{.*}} [1-9]", text)}
+
+
+def test_trace_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="it is in the extra bench")
+    picture = tmp_path / "trace.svg"
+    done = run_example("--output", str(picture), name="trace_picture.py")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(" ", 2) for line in done.stdout.splitlines()[:-1]]
+    assert [what.partition(" -> ")[0] for _, _, what in lines] == [
+        "POST /orders",
+        "load orders",
+        "append orders",
+        "process orders",
+        "append orders",
+        "ack orders",
+    ]
+    traces = [trace for trace, _, _ in lines]
+    assert len(set(traces[:3])) == len(set(traces[3:])) == 1
+    assert lines[3][2] == f"process orders -> {lines[2][1]}"
+    assert "<svg" in picture.read_text()
 
 
 README = (ROOT / "README.md").read_text()
