@@ -254,6 +254,10 @@ def test_typed_events_may_be_left_out() -> None:
     assert all(user.startswith("typed.") for user in users)
 
 
+def test_telemetry_is_imported_by_its_users_only() -> None:
+    assert not [m for m in ORDER if "asyncstore.telemetry" in imports_of(m)]
+
+
 def test_the_keeper_needs_the_standard_library_only() -> None:
     assert not [name for name in imports_of("embedded_keeper") if name.startswith("asyncstore")]
 
