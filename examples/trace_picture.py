@@ -76,8 +76,9 @@ def draw(spans: list[ReadableSpan], output: Path) -> None:
         for link in span.links:
             origin = rows[link.context.span_id]
             left = milliseconds(spans[origin].end_time, begin)
-            arrow = {"arrowstyle": "<-", "linestyle": "--"}
-            axes.annotate("link", (left, origin), (start, row), arrowprops=arrow, fontsize=8)
+            arrow = {"arrowstyle": "->", "linestyle": "--"}
+            axes.annotate("", (start, row), (left, origin + 0.3), arrowprops=arrow)
+            axes.text((left + start) / 2, (origin + row) / 2 + 0.3, "link", fontsize=8)
     axes.invert_yaxis()
     axes.set_yticks([])
     axes.set_xlabel("milliseconds")
