@@ -354,6 +354,8 @@ class Cluster:
         if request.slot is None or (request.sent and request.repeat is Repeat.NEVER):
             request.fail(self._answers.missing(request, gone))
             return
+        if request.sent:
+            self._ways.tally.resends[request.name] += 1
         if request.may_have_changed_something:
             why = f"{request.name}: its answer was lost, and it was refused when sent again"
             request.send_again(ELSEWHERE, OutcomeUnknown(self.where, why))

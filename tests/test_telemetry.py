@@ -28,8 +28,10 @@ from asyncstore import (
     SequenceConflict,
     Store,
     StoreUnavailable,
+    forms,
     telemetry,
 )
+from asyncstore.nodes import Node
 from asyncstore.slots import slot_of_tag
 from tests import servers
 from tests.builders import numbered
@@ -493,6 +495,36 @@ async def test_a_redirect_on_a_cluster(
     assert facts(seen.span("append orders")).get("error.type") is None
     ((said, count),) = seen.measured("asyncstore.redirects")
     assert (said["db.response.status_code"], count) == ("MOVED", 1)
+
+
+def is_under_way(name: str, node: Node) -> bool:
+    wire = node.transport._wire
+    return wire is not None and any(request.name == name for request in wire.waiting)
+
+
+async def test_a_resend_to_another_node(
+    small_cluster: SmallCluster, prefix: str, seen: Seen
+) -> None:
+    opened = asyncstore.open(urls=small_cluster.urls, key_prefix=prefix)
+    async with seen.instrument(opened) as store:
+        order = Aggregate("orders", "1")
+        home, _ = store._router.home_of(order.root)
+        cluster: Any = store._router.servers()
+        await home.transport.command(forms.is_anything, "CLIENT", "PAUSE", 5_000, "WRITE")
+        append = asyncio.ensure_future(store.events.append(order, numbered(1), expected=NEW))
+        await eventually(lambda: is_under_way("append", home), "the append is on its way")
+        for address, node in list(cluster._nodes.items()):
+            if node is home:  # as if it had left the cluster, and another had come
+                cluster._give_up(cluster._nodes.pop(address))
+        cluster.look_again()
+        await eventually(
+            lambda: store._router.home_of(order.root)[0] is not home, "it has another node"
+        )
+        now, _ = store._router.home_of(order.root)
+        await now.transport.command(forms.is_anything, "CLIENT", "UNPAUSE")
+        assert (await append).first_sequence == 0
+        await store.events.delete(order)
+    assert seen.value("asyncstore.resends", db_operation_name="append") == 1
 
 
 async def test_lag(store: Store, seen: Seen, order: Aggregate) -> None:
