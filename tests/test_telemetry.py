@@ -33,6 +33,7 @@ from asyncstore import (
 )
 from asyncstore.nodes import Node
 from asyncstore.slots import slot_of_tag
+from asyncstore.transport import Bounds, Transport
 from tests import servers
 from tests.builders import numbered
 from tests.fix_clusters import SmallCluster
@@ -510,7 +511,9 @@ async def test_a_resend_to_another_node(
         order = Aggregate("orders", "1")
         home, _ = store._router.home_of(order.root)
         cluster: Any = store._router.servers()
-        await home.transport.command(forms.is_anything, "CLIENT", "PAUSE", 5_000, "WRITE")
+        admin = Transport(home.url, home.where, Bounds(5.0, 100, 1_000_000))
+        await admin.open()
+        await admin.command(forms.is_anything, "CLIENT", "PAUSE", 5_000, "WRITE")
         append = asyncio.ensure_future(store.events.append(order, numbered(1), expected=NEW))
         await eventually(lambda: is_under_way("append", home), "the append is on its way")
         for address, node in list(cluster._nodes.items()):
@@ -520,8 +523,8 @@ async def test_a_resend_to_another_node(
         await eventually(
             lambda: store._router.home_of(order.root)[0] is not home, "it has another node"
         )
-        now, _ = store._router.home_of(order.root)
-        await now.transport.command(forms.is_anything, "CLIENT", "UNPAUSE")
+        await admin.command(forms.is_anything, "CLIENT", "UNPAUSE")
+        await admin.aclose()
         assert (await append).first_sequence == 0
         await store.events.delete(order)
     assert seen.value("asyncstore.resends", db_operation_name="append") == 1
