@@ -33,13 +33,14 @@ from asyncstore import (
 )
 from asyncstore.nodes import Node
 from asyncstore.slots import slot_of_tag
+from asyncstore.testing import FaultProxy
 from asyncstore.transport import Bounds, Transport
 from tests import servers
 from tests.builders import numbered
 from tests.fix_clusters import SmallCluster
 from tests.fix_telemetry import Seen
 from tests.polling import eventually
-from tests.proxy import Proxy, proxy_to
+from tests.proxy import proxy_to
 
 CARD = "card 4111-1111"
 
@@ -53,7 +54,7 @@ async def store(one_server: servers.Server, prefix: str, seen: Seen) -> AsyncIte
 
 
 @pytest.fixture
-async def proxy(one_server: servers.Server) -> AsyncIterator[Proxy]:
+async def proxy(one_server: servers.Server) -> AsyncIterator[FaultProxy]:
     async with proxy_to(Path(urlsplit(one_server.url).path)) as running:
         yield running
 
@@ -197,11 +198,11 @@ async def test_spans_belong_to_their_callers_not_to_the_group(store: Store, seen
 
 
 async def test_a_timeout_and_an_unknown_outcome(
-    proxy: Proxy, prefix: str, seen: Seen, order: Aggregate
+    proxy: FaultProxy, prefix: str, seen: Seen, order: Aggregate
 ) -> None:
     async with asyncstore.open(proxy.url, key_prefix=prefix, timeout=0.5) as store:
         seen.instrument(store)  # one that is open already
-        proxy.swallow = True
+        proxy.replies.swallow()
         with pytest.raises(OutcomeUnknown):
             await store.events.append(order, numbered(1), expected=NEW)
         with pytest.raises(StoreUnavailable):
@@ -448,13 +449,13 @@ async def test_a_foreign_context_that_is_none(
 
 
 async def test_a_resend_after_a_cut_connection(
-    proxy: Proxy, prefix: str, seen: Seen, order: Aggregate, caplog: pytest.LogCaptureFixture
+    proxy: FaultProxy, prefix: str, seen: Seen, order: Aggregate, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "asyncstore")
     async with seen.instrument(asyncstore.open(proxy.url, key_prefix=prefix)) as store:
-        proxy.lose = 1
+        proxy.replies.cut()
         done = await store.events.append(order, numbered(1), expected=NEW)
-        proxy.lose = 1
+        proxy.replies.cut()
         await store.events.read(order)
     assert done.first_sequence == 0
     assert facts(seen.span("append orders")).get("error.type") is None
@@ -465,14 +466,16 @@ async def test_a_resend_after_a_cut_connection(
     assert told == [store.settings.where()] * 4  # lost and made again, twice
 
 
-async def test_what_is_in_flight(proxy: Proxy, prefix: str, seen: Seen, order: Aggregate) -> None:
+async def test_what_is_in_flight(
+    proxy: FaultProxy, prefix: str, seen: Seen, order: Aggregate
+) -> None:
     def in_flight() -> float:
         return seen.value("asyncstore.requests.in_flight")
 
     opened = asyncstore.open(proxy.url, key_prefix=prefix, timeout=60)
     async with seen.instrument(opened) as store:
         assert in_flight() == 0
-        proxy.swallow = True
+        proxy.replies.swallow()
         append = asyncio.ensure_future(store.events.append(order, numbered(1), expected=NEW))
         await eventually(lambda: in_flight() == 1, "a request waits for its answer")
     with pytest.raises(OutcomeUnknown):
@@ -546,17 +549,17 @@ async def test_lag(store: Store, seen: Seen, order: Aggregate) -> None:
 
 
 async def test_watching_lag(
-    proxy: Proxy, prefix: str, seen: Seen, order: Aggregate, caplog: pytest.LogCaptureFixture
+    proxy: FaultProxy, prefix: str, seen: Seen, order: Aggregate, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = asyncstore.open(proxy.url, key_prefix=prefix, timeout=0.3)
     async with seen.instrument(opened) as store:
         async with store.subscribe("projector", "orders"):
             pass
         await store.events.append(order, numbered(1), expected=NEW)
-        proxy.swallow = True
+        proxy.replies.swallow()
         watching = asyncio.ensure_future(telemetry.watch_progress(store, every=0.1))
         await eventually(lambda: "is not known" in caplog.text, "it goes on without an answer")
-        proxy.swallow = False
+        proxy.replies.pass_on()
         await eventually(lambda: seen.value("asyncstore.handler.lag") == 1, "the lag is known")
     await asyncio.wait_for(watching, 5)
 
