@@ -796,7 +796,8 @@ class Subscription:
             self._not_leased(held, found)
         elif isinstance(found, AsyncStoreError):
             # Something else is in its keys. The other aggregates must not wait for it.
-            _log.error("%s can't go on with %s: %s", self._terms.handler, held.aggregate, found)
+            what = f"{self._terms.handler} can't go on with {held.aggregate}"
+            _log.error("%s: %s", what, found, extra=self._about(held))
             self._let_go(held, is_due=False)
             self._look_by(held.aggregate, self._terms.lease)
         else:
