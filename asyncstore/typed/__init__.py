@@ -1,6 +1,6 @@
 """Events as objects: dataclasses, pydantic models, msgspec Structs, protobuf messages.
 
-A layer that may be left out: what it stores, any reader of events can read. `Registry` names the
+A layer that may be left out: what it stores are plain events. `Registry` names the
 types, their versions and what turns old ones into new ones; `TypedStore` appends, reads, folds and
 handles them; `Bodies` compress and encrypt them on the way, so that a subject can be forgotten.
 """
