@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak clean
+.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak api docs docs-screenshots clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -41,6 +41,16 @@ types: $(READY) ## check types, strictly
 format: $(READY) ## put the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+api: $(READY) ## write the public API to tests/api.txt, which a test compares it with
+	$(BIN)/python -m tests.api
+
+docs: $(READY) ## build the documentation: build/docs/index.html
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -q -d build/docs-cache docs build/docs
+
+docs-screenshots: docs ## pictures of its pages by Chromium, wide and narrow, a minute: build/screenshots
+	$(BIN)/python docs/screenshots.py build/docs build/screenshots
 
 bench: $(BENCH_READY) ## measure beside other clients, 5 minutes: tables, build/bench.json and .png
 	$(BIN)/python -m benchmarks.bench

@@ -1,4 +1,4 @@
-"""Every example and every block of the README runs."""
+"""Every example runs."""
 
 from __future__ import annotations
 
@@ -213,29 +213,3 @@ def test_trace_picture(tmp_path: Path) -> None:
     assert len(set(traces[:3])) == len(set(traces[3:])) == 1
     assert lines[3][2] == f"process orders -> {lines[2][1]}"
     assert "<svg" in picture.read_text()
-
-
-README = (ROOT / "README.md").read_text()
-PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-
-
-def test_the_readme_has_code() -> None:
-    assert len(PYTHON_BLOCKS) >= 2
-
-
-@pytest.mark.parametrize("block", range(len(PYTHON_BLOCKS)))
-def test_a_block_of_the_readme_runs(block: int, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PYTHON_BLOCKS[block]],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_readmes_commands_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    used = set(re.findall(r"\bmake ([a-z-]+)", README))
-    assert {"demo", "test"} <= used <= targets
