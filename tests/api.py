@@ -21,12 +21,14 @@ MODULES: Final = {
     "asyncstore.comparing": ["differences", "Difference"],
     "asyncstore.embedded_cluster": ["running", "Cluster", "Node"],
     "asyncstore.migrating": ["Migration", "Caught", "Switch"],
+    "asyncstore.telemetry": ["instrument", "record_progress", "watch_progress", "TRACEPARENT"],
     "asyncstore.verify": ["problems", "repair", "Problem"],
 }
 WITH_EXPORTS: Final = [
     "asyncstore.integrations.aiohttp",
     "asyncstore.integrations.fastapi",
     "asyncstore.testing",
+    "asyncstore.typed",
 ]
 
 _WIDTH: Final = 100

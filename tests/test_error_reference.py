@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import asyncstore
+import asyncstore.typed
 from asyncstore import Aggregate, AsyncStoreError, Durability, errors
 from asyncstore.integrations import http
 from tests import markdown
@@ -35,6 +35,10 @@ SAMPLES = [
     errors.ListenerLagged(250, 1000),
     errors.LeaseLost("projector", ORDER, 4),
     errors.StillBehind("projector", ORDER, 4, 2),
+    errors.InvalidEvent("OrderPlaced", 2, "it does not come back as it is", "total"),
+    errors.UnreadableEvent(ORDER, 3, "OrderPlaced", 2, "a field is wrong", "total"),
+    errors.UnknownEvent(ORDER, 3, "OrderPlaced", 3, 2),
+    errors.ForgottenEvent(ORDER, 3, "Moved", 1, "c-17"),
     errors.UnsafeServer(WHERE, "allkeys-lru"),
     errors.StoreUnavailable(
         WHERE, "no connection in 10.0 s (nobody listens there); nothing was changed"
@@ -55,9 +59,9 @@ SECTIONS = markdown.sections_of(PAGE, 3)
 def test_every_public_error_has_its_section() -> None:
     public = {
         name
-        for name in asyncstore.__all__
-        if isinstance(found := getattr(asyncstore, name), type)
-        and issubclass(found, AsyncStoreError)
+        for module in (asyncstore, asyncstore.typed)
+        for name in module.__all__
+        if isinstance(found := getattr(module, name), type) and issubclass(found, AsyncStoreError)
     }
     assert set(SECTIONS) == public - {"AsyncStoreError"}
     assert {type(sample).__name__ for sample in SAMPLES} == set(SECTIONS)
