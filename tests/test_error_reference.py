@@ -35,8 +35,12 @@ SAMPLES = [
     errors.ListenerLagged(250, 1000),
     errors.LeaseLost("projector", ORDER, 4),
     errors.StillBehind("projector", ORDER, 4, 2),
-    errors.InvalidEvent("OrderPlaced", 2, "it does not come back as it is", "total"),
-    errors.UnreadableEvent(ORDER, 3, "OrderPlaced", 2, "a field is wrong", "total"),
+    errors.InvalidEvent(
+        "OrderPlaced", 2, "ValidationError when it was written and read back", "total"
+    ),
+    errors.UnreadableEvent(
+        ORDER, 3, "OrderPlaced", 2, "ValidationError when it was made of the data", "total"
+    ),
     errors.UnknownEvent(ORDER, 3, "OrderPlaced", 3, 2),
     errors.ForgottenEvent(ORDER, 3, "Moved", 1, "c-17"),
     errors.UnsafeServer(WHERE, "allkeys-lru"),
