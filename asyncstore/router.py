@@ -188,17 +188,17 @@ class Router:
         home.send(request)
         return self.answers.believed(await caller, script.name, script.form)
 
-    def send_group(
+    def send(
         self,
         script: Script,
         keys: Sequence[str],
         arguments: Sequence[Argument],
         callers: Sequence[asyncio.Future[Reply]],
     ) -> None:
-        """Run a script for many callers; each gets its part of the reply, as it came."""
+        """Run a script at once; the caller gets the reply as it came, each of many its part."""
         slot = slot_of(keys[0]) if self._by_slot else None
-        born = self.loop().time()
-        request = script.request(keys, arguments, callers, born, is_group=True, slot=slot)
+        born, is_group = self.loop().time(), len(callers) > 1
+        request = script.request(keys, arguments, callers, born, is_group=is_group, slot=slot)
         home = self.servers().node_of(slot).transport
         home.send(request)
         home.flush()

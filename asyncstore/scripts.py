@@ -107,7 +107,8 @@ SUBSCRIBE = load("subscribe", forms.is_subscribed, is_idempotent=True)
 POLL = load("poll", forms.is_polled, is_idempotent=True)
 SWEEP = load("sweep", forms.is_swept, is_idempotent=True)
 LEASE = load("lease", forms.are_leased, is_idempotent=True)
-ACK = load("ack", forms.is_anything, is_idempotent=True)  # its parts, as with APPEND
+ACK = load("ack", forms.is_one_text, is_idempotent=True)
+ACKS = load("acks", forms.is_anything, is_idempotent=True)  # its parts, as with APPEND
 ACK_APPEND = load("ack_append", forms.is_acked, is_idempotent=True)
 NACK = load("nack", forms.is_one_text, is_idempotent=True)
 RENEW = load("renew", forms.is_texts, is_idempotent=True)
@@ -155,6 +156,7 @@ ALL = (
     SWEEP,
     LEASE,
     ACK,
+    ACKS,
     ACK_APPEND,
     NACK,
     RENEW,

@@ -543,7 +543,7 @@ class Subscription:
         held.task = asyncio.current_task()
         self._pace.took(_now() - held.offered)
         self._give_back_surplus()
-        if len(self._ready) < self._pace.ahead // 2:
+        if self.share():
             for feeder in self._feeders.values():
                 if feeder.lacks_room:
                     feeder.wake()
@@ -743,9 +743,11 @@ class Subscription:
     # Finding work: what feeders call
 
     def share(self) -> int:
-        """Return how many aggregates a feeder may lease now."""
-        room = self._pace.ahead - len(self._ready)
-        return max(room // max(len(self._feeders), 1), 1) if room > 0 else 0
+        """Return how many aggregates a feeder may lease now: none, or so many that a call pays."""
+        ahead, ready = self._pace.ahead, len(self._ready)
+        if ready >= ahead // 2:
+            return 0
+        return max((ahead - ready) // max(len(self._feeders), 1), 1)
 
     def is_open(self) -> bool:
         """Whether it takes any more."""

@@ -22,6 +22,8 @@ from asyncstore import (
     feeding,
 )
 from asyncstore.feeding import Pace
+from asyncstore.router import Router
+from asyncstore.scripts import Script
 from asyncstore.worklist import Worklist
 from tests.builders import numbered, roots_of_one_slot, sequences
 from tests.polling import eventually
@@ -130,6 +132,43 @@ async def test_acks_of_one_aggregate_in_one_turn(store: Store, order: Aggregate)
         assert await store.positions.get("projector", order) == 1
         await asyncio.gather(delivery.ack(), delivery.ack())
     assert await store.positions.get("projector", order) == 2
+
+
+async def test_on_another_edition(store: Store) -> None:
+    places = [Aggregate("orders", root, "trial") for root in roots_of_one_slot(4)]
+    for number, place in enumerate(places):
+        await store.events.append(Aggregate("orders", place.root), numbered(4), expected=NEW)
+        await store.events.append(place, numbered(1), expected=1 + number)  # diverges there
+    async with store.subscribe("projector", "orders", edition="trial") as sub:
+        bundle = await take(sub, 4)
+        await bundle.ack()
+    assert [len(delivery.events) for delivery in bundle.deliveries] == [2, 3, 4, 5]
+    assert await positions(store, places) == [1, 2, 3, 4]
+
+
+async def test_acks_leave_together_or_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one turn in one call; those that come one by one do not wait for the turn's end."""
+    left: list[int] = []
+    send = Router.send
+
+    def spy(router: Router, script: Script, *call: Any) -> None:
+        left.append(len(call[-1]))
+        send(router, script, *call)
+
+    monkeypatch.setattr(Router, "send", spy)
+    await fill(store, 8, 2)
+    async with store.subscribe("projector", "orders") as sub:
+        deliveries = (await take(sub, 8)).deliveries
+        await asyncio.gather(*(delivery.ack(through=0) for delivery in deliveries))
+        assert left == [8]
+        await deliveries[0].ack()
+        acks = [asyncio.ensure_future(delivery.ack()) for delivery in deliveries[1:]]
+        await asyncio.sleep(0)
+        assert left == [8, 1, 1]
+        await asyncio.gather(*acks)
+        assert left == [8, 1, 1, 6]
 
 
 async def test_large_events_are_leased_in_several_calls(store: Store) -> None:

@@ -1,50 +1,25 @@
 #!lua
--- Records that events were handled: moves positions, where the lease still is the worker's own. Each
--- aggregate by itself: what is wrong with one does not touch the others.
--- KEYS: due, then for each aggregate position, lease, events; on another edition than main also
---       divergence, the events of main (see keys.py)
--- ARGV: how many keys each aggregate has, then for each: root, holder,
---       the last sequence that was handled or passed over, the id there,
+-- Records that events were handled: moves the position, if the lease still is the worker's own.
+-- KEYS: due, position, lease, events; on another edition than main also divergence, the events of
+--       main (see keys.py)
+-- ARGV: root, holder, the last sequence that was handled or passed over, the id there,
 --       the sequence that is handed out next, or '' to give the lease back,
 --       'again' for a dead letter that was handled again, or ''
--- Reply: for each aggregate {'ok'}, {'more'} or {'idle'} when the lease was given back and there is
---        more to do or not, {'lost'}, or {'error', first word of the server's error}
+-- Reply: {'ok'}, {'more'} or {'idle'} when the lease was given back and there is more to do or not,
+--        or {'lost'}
 -- include: timeline.lua
 -- include: positions.lua
 -- include: leases.lua
--- include: later.lua
--- include: failing.lua
-local due, width = KEYS[1], tonumber(ARGV[1])
-local FIRST_KEY, FIRST_ARGUMENT, ARGUMENTS = 2, 2, 6
-
+local due, position, lease = KEYS[1], KEYS[2], KEYS[3]
+local events, divergence, main = KEYS[4], KEYS[5], KEYS[6]
+local root, holder, through, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local following, is_again = ARGV[5], ARGV[6] == 'again'
 local moment = now_of_server()
 redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
-
-local function ack_one(key, place)
-  local position, lease, events = KEYS[key], KEYS[key + 1], KEYS[key + 2]
-  local divergence, main
-  if width > 3 then
-    divergence, main = KEYS[key + 3], KEYS[key + 4]
-  end
-  local root, holder = ARGV[place], ARGV[place + 1]
-  local through, id = tonumber(ARGV[place + 2]), ARGV[place + 3]
-  local following, is_again = ARGV[place + 4], ARGV[place + 5] == 'again'
+-- include: at_once.lua
 -- include: acking.lua
-  if not is_still_held then
-    return { was_acked() and 'more' or 'lost' }
-  end
-  return { settle(next_sequence) }
-end
 
-local positions, replies, place = {}, {}, FIRST_ARGUMENT
-for key = FIRST_KEY, #KEYS, width do
-  positions[#positions + 1] = KEYS[key]
+if not is_still_held then
+  return { was_acked() and 'more' or 'lost' }
 end
-read_positions(positions)
-for key = FIRST_KEY, #KEYS, width do
-  local done, reply = pcall(ack_one, key, place)
-  replies[#replies + 1] = done and reply or failure_of(reply)
-  place = place + ARGUMENTS
-end
-write_all(due)
-return replies
+return { settle(next_sequence) }

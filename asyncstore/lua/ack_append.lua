@@ -16,7 +16,6 @@
 -- include: ring.lua
 -- include: positions.lua
 -- include: leases.lua
--- include: later.lua
 local due, position, lease = KEYS[1], KEYS[2], KEYS[3]
 local commits, roots, editions, domains = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local root, holder, through, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -29,6 +28,7 @@ local MOST_CLAIMS = 100 -- of one source, that are after the events that were ha
 local events, _, expected, first, last, options, branch, trace = next_append()
 local divergence, main = branch and branch.divergence, branch and branch.main
 local moment = now_of_server()
+-- include: at_once.lua
 -- include: acking.lua
 
 -- Returns what append.lua has answered to the first arrival, if there was one. The events are found
@@ -69,7 +69,6 @@ local function carry_out()
 end
 
 local reply = carry_out()
-write_all(due)
 if trace.erasures and (not reply[2] or reply[2][1] ~= 'ok') then
   pcall(claim_nothing, trace)
 end

@@ -1,6 +1,7 @@
--- How the ack of a lease is carried out, but for what `write_all` writes. It goes by what the script before it has named: the keys
--- `due`, `position`, `lease`, `events`, `divergence` and `main`; `root`, `holder`, `through`, `id`,
--- `following` and `is_again`, as ack.lua has them; `moment`, the server's time.
+-- How the ack of a lease is carried out, by way of at_once.lua or later.lua. It goes by what the
+-- script before it has named: the keys `position`, `lease`, `events`, `divergence` and `main`;
+-- `root`, `holder`, `through`, `id`, `following` and `is_again`, as ack.lua has them; `moment`, the
+-- server's time.
 local about = about_lease(lease)
 local next_sequence, diverged_at = end_of(events, divergence, main)
 local at = tonumber(position_of(value_at(position), diverged_at) or -1)
