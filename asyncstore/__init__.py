@@ -1,6 +1,7 @@
 """asyncstore: the event store you await, on Redis and Valkey."""
 
 from asyncstore.checks import Finding, Report
+from asyncstore.deliveries import Bundle, Delivery
 from asyncstore.errors import (
     AsyncStoreError,
     BranchExists,
@@ -37,7 +38,7 @@ from asyncstore.recorded import EventBook, Loaded, RecordedEvent
 from asyncstore.settings import Settings
 from asyncstore.snapshots import Snapshots
 from asyncstore.store import Store, open
-from asyncstore.subscriptions import Bundle, Delivery, SubscribeOptions, Subscription
+from asyncstore.subscriptions import SubscribeOptions, Subscription
 from asyncstore.values import (
     ANY,
     FIRST,

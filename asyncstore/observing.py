@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Concatenate
 
-    from asyncstore.subscriptions import Delivery
+    from asyncstore.deliveries import Delivery
     from asyncstore.values import Aggregate, Event
 
 P = ParamSpec("P")

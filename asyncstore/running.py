@@ -25,9 +25,10 @@ from asyncstore.observing import ATTEMPT, ERROR, HANDLER, SEQUENCE, named
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from asyncstore.deliveries import Delivery
     from asyncstore.observing import Processing
     from asyncstore.recorded import RecordedEvent
-    from asyncstore.subscriptions import Delivery, Subscription
+    from asyncstore.subscriptions import Subscription
 
 _log = logging.getLogger(__name__)
 

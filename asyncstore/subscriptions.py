@@ -8,47 +8,29 @@ import random
 import time
 import weakref
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
 from uuid import uuid4
 
 import anyio
 
+from asyncstore.deliveries import Bundle, Delivery, Held, Step
 from asyncstore.errors import (
     AsyncStoreError,
     CorruptPosition,
     HistoryRegressed,
-    InvalidValue,
     LeaseLost,
     StoreClosed,
 )
 from asyncstore.feeding import Feeder, Pace
 from asyncstore.keys import ALL
 from asyncstore.names import check_seconds
-from asyncstore.observing import (
-    ERROR,
-    HANDLER,
-    SEQUENCE,
-    UNOBSERVED,
-    named,
-    observed,
-)
+from asyncstore.observing import ERROR, HANDLER, SEQUENCE, named, observed
 from asyncstore.sharing import all_of
-from asyncstore.values import (
-    ANY,
-    FIRST,
-    Aggregate,
-    Source,
-    check_batch,
-    check_expected,
-    check_trace,
-)
+from asyncstore.values import FIRST, Aggregate
 from asyncstore.worklist import NotLeased, Wanted, Worklist
-from asyncstore.writing import Effects
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -56,16 +38,15 @@ if TYPE_CHECKING:
     from asyncstore.feeding import Place
     from asyncstore.keys import Keys
     from asyncstore.nodes import Node
-    from asyncstore.observing import Processing
+    from asyncstore.observing import Observer
     from asyncstore.progress import Subscriptions
-    from asyncstore.recorded import RecordedEvent
     from asyncstore.registering import Registry
     from asyncstore.router import Router
     from asyncstore.sweeping import Sweeper
-    from asyncstore.values import Appended, Event, Expected, Start, Trace
+    from asyncstore.values import Appended, Start
     from asyncstore.wire import Reply
     from asyncstore.worklist import Known, Leased, Terms
-    from asyncstore.writing import Writer
+    from asyncstore.writing import Effects, Writer
 
 _log = logging.getLogger(__name__)
 
@@ -87,178 +68,6 @@ class SubscribeOptions(TypedDict, total=False):
     sweep: float
     retries: int | None
     close_timeout: float
-
-
-class Delivery:
-    """One event, or some of one aggregate, and the duty to say what became of them.
-
-    No other events of the aggregate are delivered to any worker of the handler before that. If it
-    is neither acked nor nacked, and nobody holds it any more, they come again when the lease ends.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_appended",
-        "_held",
-        "_is_refused",
-        "_settled",
-        "_subscription",
-        "attempt",
-        "events",
-        "token",
-    )
-
-    def __init__(
-        self, subscription: Subscription, held: _Held, events: list[RecordedEvent]
-    ) -> None:
-        self._subscription = subscription
-        self._held = held
-        self._settled = 0  # of the events
-        self._is_refused = False
-        self._appended: Appended | None = None  # with the last ack
-        self.events = events
-        """The events, in the order of their sequences: one, unless they came from `batches`."""
-        self.attempt = held.leased.attempt
-        """How often the first event has been delivered, this time included."""
-        self.token = held.leased.token
-        """A number that grows with each lease of the aggregate, for systems that can refuse an
-        older one: what a worker does after its lease has ended."""
-
-    @property
-    def event(self) -> RecordedEvent:
-        """The first event."""
-        return self.events[0]
-
-    async def ack(
-        self,
-        *,
-        through: int | None = None,
-        append: Iterable[Event] = (),
-        expected: Expected = ANY,
-        idempotency_key: str | None = None,
-        correlation_id: str | None = None,
-        source: Source | None = None,
-    ) -> Appended | None:
-        """Record that the events were handled: they are never delivered to the handler again.
-
-        `through` is the last sequence of a batch that was; the others stay to be acked or nacked.
-        A second ack changes nothing. Raises `LeaseLost` when the lease has ended or was given back:
-        then they are delivered again, or have been. After `StoreUnavailable` and `OutcomeUnknown`
-        it can be called again, with the same arguments.
-
-        `append` are events that follow from those that were handled. They are appended to the same
-        aggregate, on its edition, in the step that records the ack: both happen, once, or neither,
-        also when the answer is lost or the lease is. Returns what was appended, or None where
-        there was nothing to append. The handler gets these events too, unless `types` leaves them
-        out: it must know its own. They are as durable as the settings say of appends.
-
-        The other arguments are those of `Events.append`. `expected` is ANY by default: others may
-        have appended since the delivery, and the effects are right all the same. Where they follow
-        from the state, give the next sequence of what was folded, or that after the handled event.
-        If the aggregate is not there, `SequenceConflict`: nothing is appended nor acked; decide
-        anew and ack again, or `nack`. `source` is the last event that is acked, if none is given;
-        `correlation_id` is that event's, an empty text means none. If the idempotency key was used
-        before, it is an ack that appends nothing, and returns the sequences of that time.
-        """
-        effects = None
-        batch = check_batch("append", append)
-        if batch:
-            handled = self.events[: _count_up_to(self.events, through)]
-            if not handled:
-                raise InvalidValue("append", f"no event is acked with it: through={through}")
-            trace = _trace_of(handled[-1], idempotency_key, correlation_id, source)
-            effects = Effects(batch, _expected_after(handled[-1], expected), trace)
-        return await self._subscription._ack(self, through, effects)
-
-    async def nack(self, *, delay: float = 0.0, reason: str = "") -> None:
-        """Record that the first event could not be handled: it comes again in `delay` seconds.
-
-        After as many retries as the subscription allows it becomes a dead letter with the reason,
-        and the aggregate goes on behind it. Give a short reason without data, such as the name of
-        an exception. Raises `LeaseLost` as `ack` does.
-        """
-        check_seconds("delay", delay)
-        await self._subscription._nack(self, delay, reason)
-
-    def observed(self) -> AbstractContextManager[Processing]:
-        """Return a context in which the events are handled, for the store's observer to see it.
-
-        A span, if `asyncstore.telemetry` was asked for: see there.
-        """
-        observer = self._subscription._router.observer
-        return UNOBSERVED if observer is None else observer.process(self)
-
-    @property
-    def handler(self) -> str:
-        """The name of the handler that it is for."""
-        return self._subscription._terms.handler
-
-    def __repr__(self) -> str:
-        first, last = self.events[0].sequence, self.events[-1].sequence
-        which = f"{first}" if first == last else f"{first} to {last}"
-        return f"<Delivery {self._held.aggregate} {which} attempt={self.attempt}>"
-
-
-class Bundle:
-    """Deliveries of several aggregates that are handled together, and acked in one go."""
-
-    __slots__ = ("_subscription", "deliveries")
-
-    def __init__(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
-        self._subscription = subscription
-        self.deliveries = deliveries
-        """One of each aggregate; each can be acked or nacked by itself."""
-
-    @property
-    def events(self) -> list[RecordedEvent]:
-        """All events, those of an aggregate one after the other."""
-        return [event for delivery in self.deliveries for event in delivery.events]
-
-    async def ack(self) -> None:
-        """Ack all deliveries that were neither acked nor nacked.
-
-        Each has an answer of its own: where one can't be acked, the others are all the same, and
-        then its error is raised; see `Delivery.ack`. After `StoreUnavailable` and `OutcomeUnknown`
-        it can be called again.
-        """
-        await self._subscription._ack_all(self.deliveries)
-
-    def __repr__(self) -> str:
-        return f"<Bundle of {len(self.deliveries)} aggregates, {len(self.events)} events>"
-
-
-@dataclass(slots=True)
-class _Step:
-    """What an ack records: the first `count` events that are not settled."""
-
-    delivery: Delivery
-    held: _Held
-    settled: int  # before
-    count: int
-    known: Known
-    following: int | None
-
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    """An aggregate that this worker has leased, or is about to."""
-
-    aggregate: Aggregate
-    worklist: Worklist
-    ends: float  # when the lease may end, by the clock of the event loop, unless renewed
-    leased: Leased = field(init=False)
-    offered: float = 0.0  # when it was, to whoever takes it
-    delivery: Callable[[], Delivery | None] | None = None  # what is in progress, or was
-    task: asyncio.Task[Any] | None = None  # that took the delivery
-    was_rung: bool = False  # more was appended since we asked last
-
-    def is_in_progress(self) -> bool:
-        """Whether somebody works on it."""
-        return self.delivery is not None and self.delivery() is not None
-
-    def is_abandoned(self) -> bool:
-        """Whether it was delivered, and nobody can ack it any more."""
-        return self.delivery is not None and self.delivery() is None
 
 
 class Subscription:
@@ -301,8 +110,8 @@ class Subscription:
         self._feeders: dict[Node, Feeder] = {}
         self._to_scout: set[str] = set()  # tags under which there may be new domains
         self._scout_wake = asyncio.Event()
-        self._held: dict[Aggregate, _Held] = {}
-        self._ready: deque[_Held] = deque()  # with events that nobody has yet
+        self._held: dict[Aggregate, Held] = {}
+        self._ready: deque[Held] = deque()  # with events that nobody has yet
         self._errors: deque[AsyncStoreError] = deque()  # to be raised where deliveries are taken
         self._known: OrderedDict[Aggregate, Known] = OrderedDict()
         self._pace = Pace()
@@ -416,10 +225,10 @@ class Subscription:
         self._ready.clear()
         await self._release(held)
 
-    async def _release(self, held: list[_Held]) -> None:
+    async def _release(self, held: list[Held]) -> None:
         await all_of(self._release_at(*one) for one in self._by_place(held).items())
 
-    async def _release_at(self, place: Place, held: list[_Held]) -> None:
+    async def _release_at(self, place: Place, held: list[Held]) -> None:
         try:
             for some in _parts(held):
                 await self.worklist(place).release([one.leased for one in some])
@@ -430,13 +239,13 @@ class Subscription:
                 extra={HANDLER: self._terms.handler},
             )
 
-    def _by_place(self, held: list[_Held]) -> dict[Place, list[_Held]]:
-        groups: dict[Place, list[_Held]] = {}
+    def _by_place(self, held: list[Held]) -> dict[Place, list[Held]]:
+        groups: dict[Place, list[Held]] = {}
         for one in held:
             groups.setdefault((one.worklist.domain, one.worklist.tag), []).append(one)
         return groups
 
-    def _all_held(self) -> list[_Held]:
+    def _all_held(self) -> list[Held]:
         return [held for held in self._held.values() if hasattr(held, "leased")]
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
@@ -534,7 +343,7 @@ class Subscription:
                 taker.set_result(None)
                 return
 
-    def _deliver(self, held: _Held, most: int) -> Delivery:
+    def _deliver(self, held: Held, most: int) -> Delivery:
         events = [event for event, _ in zip(held.leased.events, range(most), strict=False)]
         delivery = Delivery(self, held, events)
         if delivery.attempt > 1:
@@ -549,7 +358,7 @@ class Subscription:
                     feeder.wake()
         return delivery
 
-    def _offer(self, held: _Held) -> None:
+    def _offer(self, held: Held) -> None:
         """Let somebody take the next events of an aggregate."""
         held.delivery, held.task, held.offered = None, None, _now()
         self._ready.append(held)
@@ -564,12 +373,23 @@ class Subscription:
                 self._let_go(held, is_due=False)
             self._start(self._release(surplus))
 
-    # Settling deliveries
+    # Settling deliveries: what they call
+
+    @property
+    def handler(self) -> str:
+        """The name of the handler."""
+        return self._terms.handler
+
+    @property
+    def observer(self) -> Observer | None:
+        """Who sees the calls of the store, if somebody does."""
+        return self._router.observer
 
     @observed("ack")
-    async def _ack(
+    async def settle(
         self, delivery: Delivery, through: int | None, effects: Effects | None
     ) -> Appended | None:
+        """Record that events were handled, and append what follows from them; see `Delivery`."""
         step = self._step(delivery, through)
         if step is None:
             return await self._acked_before(delivery, effects)
@@ -580,16 +400,16 @@ class Subscription:
             outcome, appended = await held.worklist.ack_and_append(
                 held.leased, step.known, step.following, self._writer, effects
             )
-        if delivery._settled != step.settled:
+        if step.is_late():
             return await self._acked_before(delivery, effects)  # it was acked twice at once
         delivery._appended = appended
         await self._acked(step, outcome)
         return await self._made_durable(delivery)
 
-    async def _ack_all(self, deliveries: Iterable[Delivery]) -> None:
+    async def settle_all(self, deliveries: Iterable[Delivery]) -> None:
         """Ack what is open of deliveries in one go, and then raise the first error."""
         errors: list[AsyncStoreError] = []
-        steps: list[_Step] = []
+        steps: list[Step] = []
         for delivery in deliveries:
             try:
                 step = None if delivery._is_refused else self._step(delivery)
@@ -610,40 +430,28 @@ class Subscription:
         if errors:
             raise errors[0]
 
-    async def _answered(self, step: _Step, reply: Reply) -> None:
+    async def _answered(self, step: Step, reply: Reply) -> None:
         if isinstance(reply, BaseException):
             raise reply
         outcome = step.held.worklist.acked(reply)
-        if step.delivery._settled == step.settled:  # it was not acked twice at once
+        if not step.is_late():  # it was not acked twice at once
             await self._acked(step, outcome)
 
-    def _step(self, delivery: Delivery, through: int | None = None) -> _Step | None:
+    def _step(self, delivery: Delivery, through: int | None = None) -> Step | None:
         """Return what an ack is to record, None if that was done before."""
-        held, leased, settled = delivery._held, delivery._held.leased, delivery._settled
-        count = _count_up_to(delivery.events, through) - settled
+        count = delivery._count_up_to(through) - delivery._settled
         if count <= 0 and not delivery._is_refused:
             return None
         self._check_lease(delivery)
-        following = leased.events[count].sequence if count < len(leased.events) else None
-        if following is None and leased.bad is not None:
-            following = leased.bad_at
-        last = delivery.events[settled + count - 1]
-        known = (last.sequence, last.id.hex)
-        if following is None:
-            known, held.was_rung = (leased.through, leased.through_id), False
-        return _Step(delivery, held, settled, count, known, following)
+        return Step.of(delivery, count)
 
-    async def _acked(self, step: _Step, outcome: str) -> None:
+    async def _acked(self, step: Step, outcome: str) -> None:
         """Take notice of what the server says of an ack."""
-        delivery, held = step.delivery, step.held
         if outcome == "lost":
-            raise self._lost(held, delivery.events[step.settled + step.count - 1].sequence)
-        self._remember(held.aggregate, step.known)
-        delivery._settled += step.count
-        for _ in range(step.count):
-            held.leased.events.popleft()
-        held.leased.attempt = 1
-        await self._go_on(delivery, outcome)
+            raise self._lost(step.held, step.last)
+        self._remember(step.held.aggregate, step.known)
+        step.take()
+        await self._go_on(step.delivery, outcome)
 
     async def _acked_before(self, delivery: Delivery, effects: Effects | None) -> Appended | None:
         """Return what the ack before has appended. One that had nothing can't be added to."""
@@ -672,14 +480,15 @@ class Subscription:
         self._settled.set()
 
     @observed("nack")
-    async def _nack(self, delivery: Delivery, delay: float, reason: str) -> None:
+    async def refuse(self, delivery: Delivery, delay: float, reason: str) -> None:
+        """Record that the first event that is not settled could not be handled."""
         self._check_lease(delivery)
         event = delivery.events[delivery._settled]
         await self._refuse(delivery._held, (event.sequence, event.id.hex), delay, reason)
         delivery._is_refused = True
         self._settled.set()
 
-    async def _refuse(self, held: _Held, event: Known, delay: float, reason: str) -> None:
+    async def _refuse(self, held: Held, event: Known, delay: float, reason: str) -> None:
         outcome = await held.worklist.nack(held.leased, event, delay, _short(reason))
         if outcome == "lost":
             raise self._lost(held, event[0])
@@ -693,7 +502,7 @@ class Subscription:
         self._let_go(held, is_due=outcome == "buried" or delay == 0)
         self._look_by(held.aggregate, delay)
 
-    async def _pass_over(self, held: _Held) -> None:
+    async def _pass_over(self, held: Held) -> None:
         """Say no to an event that can't be read, or forget a dead letter whose event is gone.
 
         If that can't be said the lease ends by itself, and somebody comes to it again.
@@ -713,22 +522,21 @@ class Subscription:
             _log.warning("%s waits: %s", self._terms.handler, failure)
             self._let_go(held, is_due=True)
 
-    def _about(self, held: _Held) -> dict[str, Any]:
+    def _about(self, held: Held) -> dict[str, Any]:
         return {HANDLER: self._terms.handler, **named(held.aggregate)}
 
     def _check_lease(self, delivery: Delivery) -> None:
         held = delivery._held
-        is_settled = delivery._is_refused or delivery._settled == len(delivery.events)
-        if is_settled or self._held.get(held.aggregate) is not held:
+        if delivery._is_done() or self._held.get(held.aggregate) is not held:
             raise LeaseLost(self._terms.handler, held.aggregate, delivery.event.sequence)
 
-    def _lost(self, held: _Held, sequence: int) -> LeaseLost:
+    def _lost(self, held: Held, sequence: int) -> LeaseLost:
         self._let_go(held, is_due=False)
         self._look_by(held.aggregate, 0)
         self._settled.set()
         return LeaseLost(self._terms.handler, held.aggregate, sequence)
 
-    def _let_go(self, held: _Held, *, is_due: bool) -> None:
+    def _let_go(self, held: Held, *, is_due: bool) -> None:
         if self._held.get(held.aggregate) is held:
             del self._held[held.aggregate]
         if is_due:
@@ -780,7 +588,7 @@ class Subscription:
             for aggregate, holder in wanted
             if aggregate not in self._held
         ]
-        helds = [_Held(one.aggregate, worklist, ends) for one in asked]
+        helds = [Held(one.aggregate, worklist, ends) for one in asked]
         self._held.update((held.aggregate, held) for held in helds)
         try:
             found = await worklist.lease(asked)
@@ -792,7 +600,7 @@ class Subscription:
         for held in odd:
             await self._pass_over(held)
 
-    def _is_odd(self, held: _Held, found: Leased | NotLeased | AsyncStoreError) -> bool:
+    def _is_odd(self, held: Held, found: Leased | NotLeased | AsyncStoreError) -> bool:
         """Offer what was leased; return whether it was, and holds nothing that can be handled."""
         if isinstance(found, NotLeased):
             self._not_leased(held, found)
@@ -814,7 +622,7 @@ class Subscription:
         self._errors.append(error)
         self._wake_taker()
 
-    def _not_leased(self, held: _Held, found: NotLeased) -> None:
+    def _not_leased(self, held: Held, found: NotLeased) -> None:
         self._let_go(held, is_due=found.why == "more" or (found.why == "idle" and held.was_rung))
         if found.why == "taken":
             self._look_by(held.aggregate, found.numbers[0] / 1_000_000)
@@ -943,7 +751,7 @@ class Subscription:
                         under_way.add(place)
                         renewals.create_task(self._renew_at(place, some, under_way))
 
-    async def _renew_at(self, place: Place, held: list[_Held], under_way: set[Place]) -> None:
+    async def _renew_at(self, place: Place, held: list[Held], under_way: set[Place]) -> None:
         try:
             for some in _parts(held):
                 await self._renew_some(self.worklist(place), some)
@@ -966,7 +774,7 @@ class Subscription:
                 self._look_by(held.aggregate, 0)  # tells when the lease ends
         self._settled.set()
 
-    async def _renew_some(self, worklist: Worklist, some: list[_Held]) -> None:
+    async def _renew_some(self, worklist: Worklist, some: list[Held]) -> None:
         ends = _now() + self._terms.lease
         kept = await worklist.renew([one.leased for one in some])
         for one, is_kept in zip(some, kept, strict=True):
@@ -975,13 +783,13 @@ class Subscription:
             elif self._held.get(one.aggregate) is one:
                 self._lose(one)
 
-    def _lose(self, held: _Held) -> None:
+    def _lose(self, held: Held) -> None:
         self._let_go(held, is_due=True)
         if held in self._ready:
             self._ready.remove(held)
 
 
-def _parts(held: list[_Held]) -> list[list[_Held]]:
+def _parts(held: list[Held]) -> list[list[Held]]:
     """Return them in parts that go in a call each."""
     return [held[n : n + _RENEWED_AT_ONCE] for n in range(0, len(held), _RENEWED_AT_ONCE)]
 
@@ -992,34 +800,6 @@ def _nobody() -> None:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _count_up_to(events: Iterable[RecordedEvent], through: int | None) -> int:
-    return sum(1 for event in events if through is None or event.sequence <= through)
-
-
-def _trace_of(
-    event: RecordedEvent,
-    idempotency_key: str | None,
-    correlation_id: str | None,
-    source: Source | None,
-) -> Trace:
-    """Return what is said of the effects of an event; what is not given is that of the event."""
-    if source is None:
-        place = event.aggregate
-        source = Source(place.domain, place.root, place.edition, event.sequence)
-    if correlation_id is None:
-        correlation_id = event.correlation_id
-    return check_trace(idempotency_key, correlation_id, source)
-
-
-def _expected_after(event: RecordedEvent, expected: Expected) -> Expected:
-    """Return `expected`, which must not be before what was handled."""
-    wanted = check_expected(expected)
-    if wanted is not ANY and wanted <= event.sequence:
-        why = f"event {event.sequence} was handled, and what follows from it comes after that"
-        raise InvalidValue("expected", why)
-    return wanted
 
 
 def _short(reason: str) -> str:

@@ -36,6 +36,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from asyncstore import __version__
+from asyncstore.deliveries import Delivery
 from asyncstore.errors import AsyncStoreError, InvalidValue, SequenceConflict, StoreClosed
 from asyncstore.names import MAIN, check_seconds
 from asyncstore.observing import (
@@ -51,7 +52,6 @@ from asyncstore.observing import (
 )
 from asyncstore.recorded import Loaded
 from asyncstore.settings import EMBEDDED
-from asyncstore.subscriptions import Delivery
 from asyncstore.values import Aggregate, Appended
 
 if TYPE_CHECKING:

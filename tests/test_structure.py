@@ -63,6 +63,7 @@ ORDER = [
     "registering",
     "progress",
     "feeding",
+    "deliveries",
     "subscriptions",
     "running",
     "walking",
