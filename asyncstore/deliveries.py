@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncstore.errors import InvalidValue
 from asyncstore.names import check_seconds
-from asyncstore.observing import UNOBSERVED
 from asyncstore.values import ANY, Source, check_batch, check_expected, check_trace
 from asyncstore.writing import Effects
 
@@ -16,33 +15,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
-    from asyncstore.observing import Observer, Processing
+    from asyncstore.observing import Processing
     from asyncstore.recorded import RecordedEvent
     from asyncstore.values import Aggregate, Appended, Event, Expected, Trace
     from asyncstore.worklist import Known, Leased, Worklist
 
 
 class Settler(Protocol):
-    """The subscription, as its deliveries know it; what they keep of their state is for it."""
+    """The subscription, as its deliveries know it.
 
-    @property
-    def handler(self) -> str:
-        """The name of its handler."""
+    Each knows of the other what begins with an underscore: users have both, and that is not theirs.
+    """
 
-    @property
-    def observer(self) -> Observer | None:
-        """Who sees the calls of the store."""
-
-    async def settle(
+    async def _ack(
         self, delivery: Delivery, through: int | None, effects: Effects | None
     ) -> Appended | None:
         """Record that events were handled, all or up to a sequence, and append what follows."""
 
-    async def settle_all(self, deliveries: Iterable[Delivery]) -> None:
+    async def _ack_all(self, deliveries: Iterable[Delivery]) -> None:
         """Record that all events of many were handled."""
 
-    async def refuse(self, delivery: Delivery, delay: float, reason: str) -> None:
+    async def _nack(self, delivery: Delivery, delay: float, reason: str) -> None:
         """Record that the first event that is not settled could not be handled."""
+
+    def _observed(self, delivery: Delivery) -> AbstractContextManager[Processing]:
+        """Return a context in which the store's observer sees the delivery being handled."""
 
 
 class Delivery:
@@ -122,7 +119,7 @@ class Delivery:
                 raise InvalidValue("append", f"no event is acked with it: through={through}")
             trace = _trace_of(handled[-1], idempotency_key, correlation_id, source)
             effects = Effects(batch, _expected_after(handled[-1], expected), trace)
-        return await self._subscription.settle(self, through, effects)
+        return await self._subscription._ack(self, through, effects)
 
     async def nack(self, *, delay: float = 0.0, reason: str = "") -> None:
         """Record that the first event could not be handled: it comes again in `delay` seconds.
@@ -132,20 +129,19 @@ class Delivery:
         an exception. Raises `LeaseLost` as `ack` does.
         """
         check_seconds("delay", delay)
-        await self._subscription.refuse(self, delay, reason)
+        await self._subscription._nack(self, delay, reason)
 
     def observed(self) -> AbstractContextManager[Processing]:
         """Return a context in which the events are handled, for the store's observer to see it.
 
         A span, if `asyncstore.telemetry` was asked for: see there.
         """
-        observer = self._subscription.observer
-        return UNOBSERVED if observer is None else observer.process(self)
+        return self._subscription._observed(self)
 
     @property
     def handler(self) -> str:
         """The name of the handler that it is for."""
-        return self._subscription.handler
+        return self._held.worklist.terms.handler
 
     def _count_up_to(self, through: int | None) -> int:
         return sum(1 for event in self.events if through is None or event.sequence <= through)
@@ -181,7 +177,7 @@ class Bundle:
         then its error is raised; see `Delivery.ack`. After `StoreUnavailable` and `OutcomeUnknown`
         it can be called again.
         """
-        await self._subscription.settle_all(self.deliveries)
+        await self._subscription._ack_all(self.deliveries)
 
     def __repr__(self) -> str:
         return f"<Bundle of {len(self.deliveries)} aggregates, {len(self.events)} events>"

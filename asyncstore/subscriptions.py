@@ -24,13 +24,14 @@ from asyncstore.errors import (
 from asyncstore.feeding import Feeder, Pace
 from asyncstore.keys import ALL
 from asyncstore.names import check_seconds
-from asyncstore.observing import ERROR, HANDLER, SEQUENCE, named, observed
+from asyncstore.observing import ERROR, HANDLER, SEQUENCE, UNOBSERVED, named, observed
 from asyncstore.sharing import all_of
 from asyncstore.values import FIRST, Aggregate
 from asyncstore.worklist import NotLeased, Wanted, Worklist
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from types import TracebackType
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from asyncstore.feeding import Place
     from asyncstore.keys import Keys
     from asyncstore.nodes import Node
-    from asyncstore.observing import Observer
+    from asyncstore.observing import Processing
     from asyncstore.progress import Subscriptions
     from asyncstore.registering import Registry
     from asyncstore.router import Router
@@ -373,23 +374,16 @@ class Subscription:
                 self._let_go(held, is_due=False)
             self._start(self._release(surplus))
 
-    # Settling deliveries: what they call
+    # What deliveries call
 
-    @property
-    def handler(self) -> str:
-        """The name of the handler."""
-        return self._terms.handler
-
-    @property
-    def observer(self) -> Observer | None:
-        """Who sees the calls of the store, if somebody does."""
-        return self._router.observer
+    def _observed(self, delivery: Delivery) -> AbstractContextManager[Processing]:
+        observer = self._router.observer
+        return UNOBSERVED if observer is None else observer.process(delivery)
 
     @observed("ack")
-    async def settle(
+    async def _ack(
         self, delivery: Delivery, through: int | None, effects: Effects | None
     ) -> Appended | None:
-        """Record that events were handled, and append what follows from them; see `Delivery`."""
         step = self._step(delivery, through)
         if step is None:
             return await self._acked_before(delivery, effects)
@@ -406,7 +400,7 @@ class Subscription:
         await self._acked(step, outcome)
         return await self._made_durable(delivery)
 
-    async def settle_all(self, deliveries: Iterable[Delivery]) -> None:
+    async def _ack_all(self, deliveries: Iterable[Delivery]) -> None:
         """Ack what is open of deliveries in one go, and then raise the first error."""
         errors: list[AsyncStoreError] = []
         steps: list[Step] = []
@@ -480,8 +474,7 @@ class Subscription:
         self._settled.set()
 
     @observed("nack")
-    async def refuse(self, delivery: Delivery, delay: float, reason: str) -> None:
-        """Record that the first event that is not settled could not be handled."""
+    async def _nack(self, delivery: Delivery, delay: float, reason: str) -> None:
         self._check_lease(delivery)
         event = delivery.events[delivery._settled]
         await self._refuse(delivery._held, (event.sequence, event.id.hex), delay, reason)
