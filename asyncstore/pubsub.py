@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NOT_YET: Final = object()
 _PING: Final = hiredis.pack_command(("PING",))
+_A_PING: Final = ""  # stands for one where others are channels
 
 
 class Hearer(Protocol):
@@ -48,7 +49,7 @@ class Ear(asyncio.Protocol):
         self.closed: asyncio.Future[str] = loop.create_future()
         self._loop = loop
         self._hearer = hearer
-        self._asked: deque[str] = deque()  # channels, in the order of the answers
+        self._asked: deque[str] = deque()  # channels, and pings, in the order of the answers
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET, replyError=ReplyError)
         self._reason = "the server closed the connection"
@@ -71,11 +72,12 @@ class Ear(asyncio.Protocol):
 
     def is_waiting(self) -> bool:
         """Whether some channels were asked for that are neither gained nor refused yet."""
-        return bool(self._asked)
+        return any(self._asked)
 
     def ping(self) -> None:
-        """Ask for a sign of life."""
+        """Ask for a sign of life: any answer is one, also that it loads its data or has no disk."""
         if self._transport is not None:
+            self._asked.append(_A_PING)
             self._transport.write(_PING)
 
     def abort(self, reason: str) -> None:
@@ -99,7 +101,11 @@ class Ear(asyncio.Protocol):
 
     def _hear(self, said: Any) -> None:
         if isinstance(said, ReplyError):
-            self._hearer.refused(self._asked.popleft(), said)
+            channel = self._asked.popleft()
+            if channel != _A_PING:
+                self._hearer.refused(channel, said)
+        elif _is_pong(said):
+            self._asked.popleft()
         elif isinstance(said, list) and len(said) == 3:
             kind, channel, what = said
             if kind == b"smessage":
@@ -121,3 +127,8 @@ class Ear(asyncio.Protocol):
             self._reason = f"the connection broke ({type(exc).__name__})"
         if not self.closed.done():
             self.closed.set_result(self._reason)
+
+
+def _is_pong(said: Any) -> bool:
+    """Whether it answers a ping: in RESP2, once something is heard, in the form of a message."""
+    return said == b"PONG" or (isinstance(said, list) and said[:1] == [b"pong"])

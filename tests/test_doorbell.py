@@ -111,6 +111,34 @@ async def test_a_server_that_is_away(one_server: Server, prefix: str) -> None:
             pass
 
 
+async def test_a_server_that_loads_its_data(caplog: pytest.LogCaptureFixture) -> None:
+    slowly = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    with redis_server(str(asyncstore.embedded.find_binary()), *slowly) as server:
+        async with asyncstore.open(server.url) as store, store.listen() as live:
+            with redis.Redis.from_url(server.url) as client:
+                client.mset({f"{n}": "x" * 100 for n in range(500)})
+                client.save()
+                server.stop()
+                server.start()
+                await eventually(lambda: is_loading(client), "it was loading")
+            async with asyncio.timeout(SECONDS):
+                assert await until_lagged(live) == []
+                await store.events.append(ORDER, numbered(1), expected=NEW)
+                assert sequences([await anext(live)]) == [0]
+    assert "appends are not heard for now" in caplog.text
+    assert "protocol" not in caplog.text
+
+
+def is_loading(client: redis.Redis) -> bool:
+    try:
+        client.ping()
+    except redis.exceptions.BusyLoadingError:
+        return True
+    except redis.ConnectionError:
+        return False
+    raise AssertionError("it had nothing to load")
+
+
 async def test_a_user_without_channels() -> None:
     binary = str(asyncstore.embedded.find_binary())
     with redis_server(binary) as server:
