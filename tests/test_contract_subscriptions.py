@@ -892,6 +892,22 @@ class TestDeadLetters:
         (letter,) = await listed(store.subscriptions.dead_letters("projector"))
         assert (letter.sequence, letter.reason) == (1, "again")
 
+    async def test_retried_until_its_worker_has_died_too_often(self, store: Store) -> None:
+        (place,) = await bury(store, "projector", 1)
+        for _ in range(2):
+            (letter,) = await listed(store.subscriptions.dead_letters("projector"))
+            assert await store.subscriptions.retry(letter)
+            async with store.subscribe("projector", "orders", retries=1, lease=0.1) as sub:
+                for attempt in (1, 2):
+                    (delivery,) = await take(sub)
+                    assert (delivery.event.sequence, delivery.attempt) == (1, attempt)
+                    sub.give_up(delivery)
+                end = await store.events.next_sequence(place)
+                await store.events.append(place, numbered(1, end), expected=end)
+                assert await handle(sub, 1) == [(place.root, end)]
+        (letter,) = await listed(store.subscriptions.dead_letters("projector"))
+        assert (letter.sequence, letter.attempts, letter.reason) == (1, 2, "its lease ended")
+
     async def test_retry_while_the_aggregate_is_handled(self, store: Store) -> None:
         (place,) = await bury(store, "projector", 1)
         await store.events.append(place, numbered(2, 3), expected=3)

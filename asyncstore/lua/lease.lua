@@ -137,11 +137,23 @@ local function lease_one(key, root, holder, known, known_id)
     return { 'idle' }
   end
 
-  local again = tonumber(string.match(about.again, '^%d+'))
+  local function attempt_at(first)
+    local was_tried = about.of == first
+    return was_tried and about.tries + (about.holder == holder and 0 or 1) or 1
+  end
+
+  local again, others = string.match(about.again, '^(%d+) ?(.*)')
+  again = tonumber(again)
   if again then
-    local member = member_at(events, main, diverged_at, again)
+    local member, attempt = member_at(events, main, diverged_at, again), attempt_at(again)
+    if attempt > most_tries then
+      bury(dead, root, again, id_of(member), attempt - 1, now, EXHAUSTED)
+      redis.call('HSET', lease, 'holder', '', 'until', '0', 'again', others)
+      make_due(0, root)
+      return { 'more' }
+    end
     bytes = bytes + #(member or '')
-    return hand_out('again', { '', '', member }, again, again, 1)
+    return hand_out('again', { '', '', member }, again, again, attempt)
   end
 
   local found = { '', '' }
@@ -154,8 +166,7 @@ local function lease_one(key, root, holder, known, known_id)
     return pass_over(through)
   end
   local first = tonumber(string.match(found[3], '^%[(%d+),') or at + 1)
-  local was_tried = about.of == first
-  local attempt = was_tried and about.tries + (about.holder == holder and 0 or 1) or 1
+  local attempt = attempt_at(first)
   if attempt > most_tries then
     -- Whoever had it has not even said that it failed.
     redis.call('SCARD', handlers) -- fails here, before the first write, if it is something else

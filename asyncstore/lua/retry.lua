@@ -15,6 +15,9 @@ if redis.call('ZREM', dead, letter) == 0 then
 end
 if sequence ~= '' then
   redis.call('HSET', lease, 'again', again == '' and sequence or again .. ' ' .. sequence)
+  if redis.call('HGET', lease, 'of') == sequence then
+    redis.call('HSET', lease, 'tries', 0) -- its tries before it became a dead letter
+  end
   redis.call('ZADD', due, 'NX', 0, root)
 end
 return { 'ok' }
