@@ -18,6 +18,7 @@ from asyncstore.errors import (
     LeaseLost,
     OutcomeUnknown,
     StoreClosed,
+    StoreFull,
     StoreUnavailable,
 )
 from asyncstore.observing import ATTEMPT, ERROR, HANDLER, SEQUENCE, named
@@ -137,7 +138,7 @@ async def _settle(handler: Handler, say: Callable[[], Awaitable[object]]) -> Non
         except LeaseLost as error:
             _log.warning("%s", error, extra={HANDLER: handler.name})
             return
-        except (StoreUnavailable, OutcomeUnknown) as error:
+        except (StoreUnavailable, OutcomeUnknown, StoreFull) as error:
             _log.warning(
                 "%s can't settle an event yet: %s",
                 handler.name,

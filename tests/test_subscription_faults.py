@@ -16,7 +16,7 @@ import pytest
 import redis
 
 import asyncstore
-from asyncstore import ANY, NEW, Aggregate, Store, doorbell, embedded
+from asyncstore import ANY, NEW, Aggregate, RecordedEvent, Store, doorbell, embedded
 from tests.builders import numbered
 from tests.faults import preload
 from tests.faults.handling import CROWDS, Crowd, Workers, play_crowd, starved
@@ -177,6 +177,27 @@ async def test_a_server_that_is_killed_and_comes_back() -> None:
                 await writing
             await eventually(lambda: seen == [20] * ROOTS, "all has come")
         await working
+
+
+async def test_handlers_wait_for_a_server_whose_memory_is_full(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = Aggregate("orders", "1")
+    with redis_server(VALKEY) as server, redis.Redis.from_url(server.url) as client:
+        async with asyncstore.open(server.url) as store:
+
+            @store.handler(HANDLER, "orders")
+            async def fill_up(event: RecordedEvent) -> None:
+                client.config_set("maxmemory", 1)
+
+            running = asyncio.ensure_future(store.run_handlers())
+            await store.events.append(place, numbered(1), expected=NEW)
+            await eventually(lambda: "can't settle an event yet" in caplog.text, "it waits")
+            client.config_set("maxmemory", 0)
+            await store.positions.wait(HANDLER, place, 0, timeout=SECONDS)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
 
 
 async def test_without_hearing_anything() -> None:
