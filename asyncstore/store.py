@@ -244,7 +244,8 @@ class Store:
         processes that name the same handler share its work. How far it has come is in the store,
         as its `positions`; `start` counts the first time only: `FIRST`, `NOW` for what is
         appended after a moment within the entering, or a moment: then each aggregate begins with
-        its first event that happened then or later, which is looked for by reading it.
+        its first event that happened then or later, which is looked for by reading it; where there
+        is none, with what is appended next.
 
         Events of other types than `types` are passed over. A worker leases an aggregate for `lease`
         seconds and keeps it while it works on it; if it dies, others go on when the lease ends. It

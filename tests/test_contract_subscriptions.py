@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -1017,6 +1017,15 @@ class TestProgress:
                 assert [n for _, n in await handle(sub, 1)] == [4]
                 await store.subscriptions.reset(handler, "orders", to=NOW)
                 assert await nothing_comes(sub)
+
+    async def test_from_a_moment_beyond_the_end(self, store: Store, order: Aggregate) -> None:
+        await store.events.append(order, numbered(2), expected=NEW)
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        async with store.subscribe("projector", "orders", start=tomorrow, sweep=SOON) as sub:
+            assert await nothing_comes(sub)
+            await store.events.append(order, numbered(1, 2), expected=2)
+            await store.events.append(Aggregate("orders", "new"), numbered(1), expected=NEW)
+            assert sorted(await handle(sub, 2)) == sorted([(order.root, 2), ("new", 0)])
 
     async def test_two_versions_side_by_side(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(2), expected=NEW)
