@@ -362,7 +362,12 @@ class Subscription:
     def _offer(self, held: Held) -> None:
         """Let somebody take the next events of an aggregate."""
         held.delivery, held.task, held.offered = None, None, _now()
-        self._ready.append(held)
+        # An event that kills its workers counts as a try of all that wait behind it: every other
+        # time they come before it, so that only those are buried that were delivered.
+        if held.leased.attempt % 2:
+            self._ready.append(held)
+        else:
+            self._ready.appendleft(held)
         self._wake_taker()
 
     def _give_back_surplus(self) -> None:
