@@ -338,7 +338,7 @@ def test_which_error_has_which_code(
         (["read", "or ders", "1"], "only letters"),
         (["read", "orders", "1", "--edition", "MAIN"], "spelled 'main'"),
         (["read", "orders", "1", "--until", "soon"], "'soon' is neither a sequence nor a moment"),
-        (["read", "orders", "1", "--until", "2026-01-01"], "time zone"),
+        (["read", "orders", "1", "--until", "2026-01-01"], "2026-01-01T00:00:00+00:00 is UTC"),
         (["read", "orders", "1", "--until", "²"], "neither"),
         (["read", "orders", "1", "--until", "1", "--from", "2"], "1 is before --from, 2"),
         (["read", "orders", "1", "--until", "9" * 5000], "beyond the largest sequence"),
@@ -368,7 +368,7 @@ def test_which_error_has_which_code(
         (["subscriptions", "--handler", "*"], "only letters"),
         (["dead-letters", "h", "--retry", "--drop"], "--drop"),
         (["reset", "h", "d", "--to", "soon"], "'soon' is neither first, now nor a time"),
-        (["reset", "h", "d", "--to", "2026-01-01"], "time zone"),
+        (["reset", "h", "d", "--to", "2026-01-01"], "2026-01-01T00:00:00+00:00 is UTC"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -533,12 +533,17 @@ def test_bench_shows_how_the_calls_spread(cli: Cli) -> None:
     assert sum(map(int, bars)) == 2 * 50
 
 
-def test_bench_interrupted_leaves_nothing_behind(cli: Cli) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_bench_interrupted_leaves_nothing_behind(cli: Cli, number: int, code: int) -> None:
     with cli.process("bench", "--count", "100000") as benching:
         assert benching.stderr is not None
         asyncio.run(eventually(lambda: written(cli), "it writes"))
-        benching.send_signal(signal.SIGINT)
-        assert benching.wait(30) == 130
+        benching.send_signal(number)
+        assert benching.wait(30) == code
         said = benching.stderr.read()
     assert b"interrupted" in said
     assert b"Traceback" not in said
@@ -823,6 +828,16 @@ def test_an_output_that_is_not_utf_8(cli: Cli) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.rstrip().endswith(b'W\\xf6rter\t"\\u20ac"')
+
+
+@pytest.mark.parametrize("command", ["append d 1 T", "import -"], ids=["append", "import"])
+def test_ctrl_c_where_nobody_writes(cli: Cli, command: str) -> None:
+    with on_a_terminal(*command.split(), *cli.place) as (process, terminal):
+        shown_on(terminal, until=b"Ctrl-D ends it")
+        process.send_signal(signal.SIGINT)
+        shown = shown_on(terminal)
+        assert process.wait(30) == 130
+    assert b"Traceback" not in shown
 
 
 def test_an_interrupted_export_ends_with_a_whole_line(cli: Cli) -> None:

@@ -896,9 +896,12 @@ class TestCommandLine:
     def test_what_is_wrong_is_said_without_a_traceback(self, url: str, tmp_path: Path) -> None:
         cut = tmp_path / "cut.gz"
         cut.write_bytes(gzip.compress(json.dumps(line()).encode() * 1000)[:-20])
+        damaged = tmp_path / "damaged.gz"
+        damaged.write_bytes(b"\x1f\x8b and what no gzip has")
         cases = {
             ("import", "missing.jsonl", "--url", url): (1, b"missing.jsonl"),
             ("import", str(cut), "--url", url): (1, b"end-of-stream"),
+            ("import", str(damaged), "--url", url): (1, b"what is compressed is damaged"),
             ("import", str(tmp_path), "--url", url): (1, b"directory"),
             ("export", "--url", "nonsense"): (2, b"not a URL"),
             ("export", "--url", "redis://:s3cret@127.0.0.1:1"): (1, b"no connection"),

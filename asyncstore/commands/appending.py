@@ -21,7 +21,7 @@ from asyncstore.commands.options import (
     options_at,
     parse_sequence,
 )
-from asyncstore.commands.output import print_json, print_line, say
+from asyncstore.commands.output import print_json, print_line, say, say_if_typed
 from asyncstore.errors import InvalidValue
 from asyncstore.names import MAIN
 from asyncstore.store import open as open_store
@@ -134,8 +134,7 @@ def _metadata(text: str | None) -> dict[str, Any] | None:
 async def _text(data: str) -> str:
     if data != _STDIN:
         return data
-    if sys.stdin.isatty():
-        say("reading JSON from the terminal; Ctrl-D ends it")
+    say_if_typed("JSON")
     read: bytes = await anyio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
     try:
         return read.decode()

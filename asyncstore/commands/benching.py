@@ -61,7 +61,7 @@ def bench_(
     """Measure how long an append and a read take on your server, one after the other.
 
     It writes events under a key prefix of its own, behind yours, and deletes them in the end, also
-    at Ctrl-C. Nothing else is touched.
+    at Ctrl-C and SIGTERM. Nothing else is touched.
     """
     run(lambda: _bench(_Load(count, size, durability), as_json, options_at(url, key_prefix)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +16,7 @@ from asyncstore.commands.options import (
     KeyPrefix,
     Url,
     options_at,
+    parse_moment,
     settings_of_a_store,
 )
 from asyncstore.commands.output import (
@@ -35,6 +35,7 @@ from asyncstore.values import Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from asyncstore.progress import DeadLetter, Progress
     from asyncstore.settings import Options
@@ -202,10 +203,10 @@ class _Reset:
         """Return where it begins."""
         if self.to in ("first", "now"):
             return Start(self.to)
-        try:
-            return datetime.fromisoformat(self.to)
-        except ValueError:
-            raise InvalidValue("--to", f"{self.to!r} is neither first, now nor a time") from None
+        moment = parse_moment("--to", self.to)
+        if moment is None:
+            raise InvalidValue("--to", f"{self.to!r} is neither first, now nor a time")
+        return moment
 
 
 async def _reset(wanted: _Reset, as_json: bool, options: Options) -> int:

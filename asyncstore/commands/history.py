@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -18,6 +17,7 @@ from asyncstore.commands.options import (
     Root,
     Url,
     options_at,
+    parse_moment,
     parse_sequence,
     settings_of_a_store,
 )
@@ -33,10 +33,11 @@ from asyncstore.commands.shown import data_of, fields_of, time_of
 from asyncstore.errors import InvalidValue
 from asyncstore.names import MAIN
 from asyncstore.store import open as open_store
-from asyncstore.values import Aggregate, check_moment
+from asyncstore.values import Aggregate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from datetime import datetime
 
     from asyncstore.commands.output import Row
     from asyncstore.recorded import RecordedEvent
@@ -224,12 +225,11 @@ class _Wanted:
             if last < self.start:
                 raise InvalidValue("--until", f"{last} is before --from, {self.start}")
             return last + 1, None
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
+        moment = parse_moment("--until", text)
+        if moment is None:
             why = f"{text!r} is neither a sequence nor a moment, as 2026-01-31T12:00:00+00:00 is"
-            raise InvalidValue("--until", why) from None
-        return None, check_moment("--until", moment)
+            raise InvalidValue("--until", why)
+        return None, moment
 
 
 async def _read(wanted: _Wanted, as_json: bool, options: Options) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from asyncstore.errors import ConfigurationError
+from asyncstore.errors import ConfigurationError, InvalidValue
 from asyncstore.names import check_sequence
 from asyncstore.settings import EMBEDDED, PRIMARY, Settings
+from asyncstore.values import check_moment
 
 if TYPE_CHECKING:
     from asyncstore.settings import Options
@@ -53,6 +55,18 @@ def parse_sequence(option: str, text: str) -> int | None:
         return None
     digits = text.lstrip("0") or "0"
     return check_sequence(option, int(digits[:_MANY_DIGITS]))
+
+
+def parse_moment(option: str, text: str) -> datetime | None:
+    """Return the moment that a text is; None if it is something else."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.utcoffset() is None:
+        why = f"{text!r} has no time zone: {moment.isoformat()}+00:00 is UTC"
+        raise InvalidValue(option, why)
+    return check_moment(option, moment)
 
 
 def settings_of_a_store(options: Options) -> Settings:

@@ -53,6 +53,12 @@ def say(text: str, style: str = "") -> None:
     _errors.print(Text(safe(text), style=style))
 
 
+def say_if_typed(what: str) -> None:
+    """Say what is read, if the standard input is a terminal: the command seems to do nothing."""
+    if sys.stdin.isatty():
+        say(f"reading {what} from the terminal; Ctrl-D ends it")
+
+
 def print_line(text: str) -> None:
     """Print a line of a result, at once."""
     print(safe(text), flush=True)

@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 import time
+import zlib
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from asyncstore.commands.options import (
     options_at,
     settings_of_a_store,
 )
-from asyncstore.commands.output import RED, json_of, print_json, progress, say
+from asyncstore.commands.output import RED, json_of, print_json, progress, say, say_if_typed
 from asyncstore.errors import CorruptEvent
 from asyncstore.store import open as open_store
 
@@ -86,6 +87,8 @@ async def _import(path: Path, as_json: bool, options: Options) -> int:
     started = time.perf_counter()
     with _reading(path) as source:
         async with open_store(**options) as store:
+            if path == _PIPE:
+                say_if_typed("JSON lines")
             loading = transfer.Import(store)
             try:
                 await _load_all(source, loading)
@@ -135,10 +138,8 @@ class _Source:
     def __init__(self, raw: IO[bytes], size: int | None) -> None:
         self.size = size
         self._raw = raw
-        buffered = io.BufferedReader(cast(io.RawIOBase, raw))
-        compressed = buffered.peek(2)[:2] == _GZIP_MAGIC
-        lines = gzip.GzipFile(fileobj=buffered) if compressed else buffered
-        self._lines = enumerate(lines, start=1)
+        self._buffered = io.BufferedReader(cast(io.RawIOBase, raw))
+        self._lines = enumerate(self._unpacked(), start=1)
 
     def chunk(self) -> list[tuple[int, bytes]]:
         """Return the next lines with their numbers; [] at the end."""
@@ -154,6 +155,15 @@ class _Source:
     def position(self) -> int | None:
         """Return how many bytes of the file have been read; None for a pipe."""
         return self._raw.tell() if self.size is not None else None
+
+    def _unpacked(self) -> Iterator[bytes]:
+        """Iterate over the lines. The first look waits for a pipe, too: not in the event loop."""
+        buffered = self._buffered
+        compressed = buffered.peek(2)[:2] == _GZIP_MAGIC
+        try:
+            yield from gzip.GzipFile(fileobj=buffered) if compressed else buffered
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise OSError(f"what is compressed is damaged or cut off: {error}") from error
 
 
 @contextmanager
