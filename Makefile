@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak api docs docs-screenshots clean
+.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak api docs docs-screenshots screenshots clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -51,6 +51,9 @@ docs: $(READY) ## build the documentation: build/docs/index.html
 
 docs-screenshots: docs ## pictures of its pages by Chromium, wide and narrow, a minute: build/screenshots
 	$(BIN)/python docs/screenshots.py build/docs build/screenshots
+
+screenshots: $(READY) ## save what `doctor`, `read` and `tail` show as build/terminal/*.svg
+	$(BIN)/python docs/terminal.py build/terminal
 
 bench: $(BENCH_READY) ## measure beside other clients, 5 minutes: tables, build/bench.json and .png
 	$(BIN)/python -m benchmarks.bench

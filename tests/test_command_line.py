@@ -780,6 +780,16 @@ def test_watching_subscriptions(orders: Cli) -> None:
     assert b"Traceback" not in shown
 
 
+def test_screenshots(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "docs" / "terminal.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=50)
+    shown = {path.stem: path.read_text() for path in tmp_path.glob("*.svg")}
+    wanted = {"doctor": "noeviction", "read": "VoucherRedeemed", "tail": "OrderShipped"}
+    assert set(shown) == set(wanted)
+    for name, text in wanted.items():
+        assert text in shown[name], name
+
+
 # Pipes
 
 
