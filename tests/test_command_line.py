@@ -850,6 +850,20 @@ def test_ctrl_c_where_nobody_writes(cli: Cli, command: str) -> None:
     assert b"Traceback" not in shown
 
 
+@pytest.mark.parametrize(
+    ("command", "closed", "code"),
+    [("append d 1 T", 0, 2), ("import -", 0, 0), ("stats", 1, 0), ("stats", 2, 0)],
+    ids=["append", "import", "stats", "stats-errors"],
+)
+def test_a_standard_stream_that_is_closed(cli: Cli, command: str, closed: int, code: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *ASYNCSTORE, *command.split(), *cli.place],  # noqa: S607
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (code, False), done.stderr
+
+
 def test_an_interrupted_export_ends_with_a_whole_line(cli: Cli) -> None:
     lines = (json.dumps({"domain": "d", "root": "1", "type": "T", "data": n}) for n in range(5000))
     assert cli("import", "-", given="\n".join(lines)).exit_code == 0
