@@ -1,6 +1,7 @@
 """The FastAPI example, and twins of its notes on plain redis-py: what `benchmarks.web` measures.
 
-Twins have the same framework, validation and answer; only what appends is another: redis-py's
+Twins have the same framework, validation and answer, and the requests of the benchmark have no
+precondition, which they would pass over; only what appends is another: redis-py's
 `evalsha` of the store's own append script, or separate commands. Served under uvicorn as
 `store_app`, `script_app`, `commands_app`; `BENCH_PROFILE` names a file for what the process did.
 """
@@ -20,11 +21,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from asyncstore import Event, scripts
+from asyncstore import MAIN, Aggregate, Event, scripts
 from asyncstore.integrations import fastapi as integration
-from asyncstore.integrations.fastapi import IdempotencyKey, etag, problem_responses
+from asyncstore.integrations.fastapi import IdempotencyKey, IfMatch, etag, problem_responses
 from benchmarks.sides import Append, client_of, script_call
 from examples import orders
+from examples.fastapi_orders.app import OnEdition
 from examples.fastapi_orders.app import app as example
 from examples.orders import Done, OrderId
 
@@ -42,9 +44,9 @@ async def _redis(app: FastAPI) -> AsyncIterator[None]:
         await client.aclose()
 
 
-async def by_script(client: Any, order_id: str, event: Event) -> int:
+async def by_script(client: Any, order: Aggregate, event: Event) -> int:
     """Append by the store's own script, and return the sequence."""
-    append = Append(orders.aggregate(order_id), [event], 0)
+    append = Append(order, [event], 0)
     keys, arguments = script_call(append, anywhere=True)
     ((tag, sequence, *_),) = await client.evalsha(scripts.APPEND.sha, len(keys), *keys, *arguments)
     if tag != b"ok":
@@ -52,19 +54,24 @@ async def by_script(client: Any, order_id: str, event: Event) -> int:
     return int(sequence)
 
 
-async def by_commands(client: Any, order_id: str, event: Event) -> int:
+async def by_commands(client: Any, order: Aggregate, event: Event) -> int:
     """Append as people do it by hand: not atomic, so two may get one sequence."""
-    key = f"plain:orders:{order_id}"
+    key = f"plain:orders:{order.edition}:{order.root}"
     sequence = int(await client.zcard(key))
     body = {"sequence": sequence, "id": str(event.id), "type": event.type, "data": event.data}
     await client.zadd(key, {json.dumps(body): sequence})
-    await client.sadd("plain:roots:orders", order_id)
+    await client.sadd("plain:roots:orders", order.root)
     return sequence
 
 
-def twin(append: Callable[[Any, str, Event], Awaitable[int]]) -> FastAPI:
+def twin(append: Callable[[Any, Aggregate, Event], Awaitable[int]]) -> FastAPI:
     """Return an application that adds notes as the example does, but in its own way."""
-    app = FastAPI(title="Orders", lifespan=_redis, responses=problem_responses(400, 422, 500, 503))
+    app = FastAPI(
+        title="Orders",
+        lifespan=_redis,
+        max_body_size=2**20,
+        responses=problem_responses(400, 422, 500, 503),
+    )
     integration.install_error_handlers(app, own=True)
 
     @app.post("/orders/{order_id}/notes", status_code=201)
@@ -72,11 +79,14 @@ def twin(append: Callable[[Any, str, Event], Awaitable[int]]) -> FastAPI:
         order_id: OrderId,
         body: orders.Note,
         request: Request,
+        expected: IfMatch,
         key: IdempotencyKey,
         response: Response,
+        edition: OnEdition = MAIN,
     ) -> Done:
         noted = Event("NoteAdded", {"text": body.text})
-        sequence = await append(request.app.state.redis, order_id, noted)
+        order = orders.aggregate(order_id, edition)
+        sequence = await append(request.app.state.redis, order, noted)
         response.headers["ETag"] = etag(sequence + 1)
         return Done(first_sequence=sequence, last_sequence=sequence, duplicate=False)
 
