@@ -592,34 +592,6 @@ class TestSharing:
             assert len(await handle(other, 5)) == 5
         assert len(held) == 2
 
-    async def test_an_event_that_kills_its_workers_is_buried_alone(
-        self, server: Server, prefix: str, store: Store
-    ) -> None:
-        places = await fill(store, 30, 1)
-        options: dict[str, Any] = {"retries": 1, "lease": 0.5, "sweep": SOON}
-        killer, *others = [place.root for place in places]
-        seen: set[str] = set()
-        for _ in range(2):
-            async with asyncstore.open(server.url, key_prefix=prefix) as dying:
-                sub = dying.subscribe("projector", "orders", **options)
-                await sub.__aenter__()
-                while (delivery := (await take(sub))[0]).event.aggregate.root != killer:
-                    seen.add(delivery.event.aggregate.root)
-                    await delivery.ack()
-                for task in sub._tasks:
-                    task.cancel()
-                await asyncio.gather(*sub._tasks, return_exceptions=True)
-        async with store.subscribe("projector", "orders", **options) as sub:
-            caught_up = asyncio.ensure_future(sub.wait_until_caught_up(timeout=SECONDS))
-            caught_up.add_done_callback(lambda _: sub.stop())
-            async for delivery in sub:
-                seen.add(delivery.event.aggregate.root)
-                await delivery.ack()
-            await caught_up
-        letters = await listed(store.subscriptions.dead_letters("projector"))
-        assert [letter.aggregate.root for letter in letters] == [killer]
-        assert sorted(seen) == sorted(others)
-
     async def test_what_waited_beyond_its_lease_is_not_delivered(
         self,
         server: Server,

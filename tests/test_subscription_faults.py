@@ -71,6 +71,29 @@ async def test_workers_that_are_killed_and_misbehave(crowd: Crowd) -> None:
     assert row.acknowledged > 200
 
 
+async def test_those_that_waited_behind_a_killer_come_before_it(
+    one_server: Server, prefix: str
+) -> None:
+    async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+        for root in "abcde":
+            await store.events.append(Aggregate("orders", root), numbered(1), expected=NEW)
+
+        async def killed_after(count: int) -> list[str]:
+            """What a worker gets that is gone then: nothing is acked or given back."""
+            sub = store.subscribe("projector", "orders", retries=1, lease=0.5, sweep=0.05)
+            await sub.__aenter__()
+            async with asyncio.timeout(SECONDS):
+                held = [await anext(sub) for _ in range(count)]
+            for task in sub._tasks:
+                task.cancel()
+            await asyncio.gather(*sub._tasks, return_exceptions=True)
+            return [delivery.event.aggregate.root for delivery in held]
+
+        (killer,) = await killed_after(1)
+        *others, last = await killed_after(5)
+    assert (last, sorted([killer, *others])) == (killer, list("abcde"))
+
+
 async def test_workers_that_are_killed(one_server: Server, prefix: str, tmp_path: Path) -> None:
     dice = random.Random(11)
     workers = Workers(one_server.url, prefix, tmp_path)
