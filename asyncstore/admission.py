@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from asyncstore import checks
+from asyncstore.cluster import OTHER_NODES
 from asyncstore.errors import (
     AsyncStoreError,
     ConfigurationError,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_OTHER_NODES: Final = 0.5  # seconds that the others have to answer, when one has
 _PAUSE: Final = 1.0  # seconds until a node that could not be looked at is looked at again
 
 
@@ -50,7 +50,7 @@ class Admission:
         for one that can't give the level, and `StoreUnavailable` if none can be looked at.
         """
         asked = (self._admit(node) for node in nodes)
-        outcomes = await quickest(asked, self._settings.timeout, _OTHER_NODES)
+        outcomes = await quickest(asked, self._settings.timeout, OTHER_NODES)
         absent = (StoreUnavailable, TimeoutError)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for error in errors:

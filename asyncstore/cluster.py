@@ -57,7 +57,7 @@ _LOOK_SHARE: Final = 0.2  # of a call's time, for nodes that are asked for the m
 _LOOK_PAUSE: Final = 0.1  # seconds between two looks; doubled while there is cause to look on
 _LONGEST_LOOK_PAUSE: Final = 0.5
 _OTHER_VIEWS: Final = 0.1  # seconds that the others have to answer, when one has
-_OTHER_NODES: Final = 0.5  # the same, when a store is opened
+OTHER_NODES: Final = 0.5  # the same, when a store is opened
 
 
 class Address(NamedTuple):
@@ -159,7 +159,7 @@ class Cluster:
     async def _dial(self, seeds: list[Transport]) -> list[Transport]:
         """Return the seeds that can be reached: the first, and who else answers right after."""
         dials = (seed.open() for seed in seeds)
-        outcomes = await quickest(dials, self._timeout, _OTHER_NODES)
+        outcomes = await quickest(dials, self._timeout, OTHER_NODES)
         alive = [seed for seed, outcome in zip(seeds, outcomes, strict=True) if outcome is None]
         if not alive:
             raise self._why_none(outcomes)
@@ -197,7 +197,7 @@ class Cluster:
         """Make the connections that all calls share; some nodes may be down."""
         nodes = list(self._nodes.values())
         asks = (node.transport.command(forms.is_text, "PING") for node in nodes)
-        outcomes = await quickest(asks, self._timeout, _OTHER_NODES)
+        outcomes = await quickest(asks, self._timeout, OTHER_NODES)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(errors) == len(nodes):
             addresses = ", ".join(str(address) for address in self._nodes)

@@ -299,8 +299,7 @@ class InvalidEvent(AsyncStoreError, ValueError):
     fields: str = ""
 
     def __str__(self) -> str:
-        where = f" ({self.fields})" if self.fields else ""
-        return f"{self.type} version {self.version} can't be stored: {self.why}{where}"
+        return f"{self.type} version {self.version} can't be stored: {_why_of(self)}"
 
 
 @dataclass(eq=False)
@@ -315,8 +314,7 @@ class UnreadableEvent(AsyncStoreError):
     fields: str = ""
 
     def __str__(self) -> str:
-        where = f" ({self.fields})" if self.fields else ""
-        return f"{_place_of(self)} can't be read: {self.why}{where}"
+        return f"{_place_of(self)} can't be read: {_why_of(self)}"
 
 
 @dataclass(eq=False)
@@ -350,6 +348,10 @@ class ForgottenEvent(AsyncStoreError):
 
     def __str__(self) -> str:
         return f"{_place_of(self)}: its subject, {self.subject}, has been forgotten"
+
+
+def _why_of(error: InvalidEvent | UnreadableEvent) -> str:
+    return f"{error.why} ({error.fields})" if error.fields else error.why
 
 
 def _place_of(error: UnreadableEvent | UnknownEvent | ForgottenEvent) -> str:

@@ -16,6 +16,7 @@ from asyncstore.commands.options import (
     Domain,
     Edition,
     KeyPrefix,
+    Level,
     Root,
     Url,
     options_at,
@@ -51,9 +52,7 @@ def append_(
         str | None, typer.Option(help="Again with the same key, nothing is written.")
     ] = None,
     correlation_id: Annotated[str | None, typer.Option(help="The business process.")] = None,
-    durability: Annotated[
-        str | None, typer.Option(help="memory, fsync, replicas(n), fsync_and_replicas(n).")
-    ] = None,
+    durability: Level = None,
     as_json: AsJson = False,
     url: Url = None,
     key_prefix: KeyPrefix = None,

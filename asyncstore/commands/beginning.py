@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from asyncstore.commands.exits import FAILED, end_with
-from asyncstore.commands.options import AsJson, options_at
+from asyncstore.commands.options import AsJson, Level, options_at
 from asyncstore.commands.output import RED, print_json, print_line, say
 from asyncstore.errors import ConfigurationError, InvalidValue
 from asyncstore.settings import DEFAULT_DIRECTORY, EMBEDDED, FILE_NAME, REDIS, Settings
@@ -57,9 +57,7 @@ def init_(
         str | None, typer.Option(help="The directory of an embedded server's data.")
     ] = None,
     key_prefix: Annotated[str | None, typer.Option(help="In front of every key.")] = None,
-    durability: Annotated[
-        str | None, typer.Option(help="memory, fsync, replicas(n), fsync_and_replicas(n).")
-    ] = None,
+    durability: Level = None,
     file: Annotated[Path, typer.Option(help="The file that is written.")] = Path(FILE_NAME),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     check: Annotated[

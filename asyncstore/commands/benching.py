@@ -15,7 +15,14 @@ import typer
 
 from asyncstore import forms
 from asyncstore.commands.exits import run
-from asyncstore.commands.options import AsJson, KeyPrefix, Url, options_at, settings_of_a_store
+from asyncstore.commands.options import (
+    AsJson,
+    KeyPrefix,
+    Level,
+    Url,
+    options_at,
+    settings_of_a_store,
+)
 from asyncstore.commands.output import (
     Rows,
     numbers,
@@ -51,9 +58,7 @@ app = typer.Typer()
 def bench_(
     count: Annotated[int, typer.Option(min=10, max=100_000, help="Calls of each kind.")] = 1000,
     size: Annotated[int, typer.Option(min=1, max=1_000_000, help="Bytes of an event.")] = 200,
-    durability: Annotated[
-        str | None, typer.Option(help="memory, fsync, replicas(n), fsync_and_replicas(n).")
-    ] = None,
+    durability: Level = None,
     as_json: AsJson = False,
     url: Url = None,
     key_prefix: KeyPrefix = None,

@@ -30,6 +30,9 @@ AsJsonLines = Annotated[bool, typer.Option("--json", help="Write a JSON object a
 Domain = Annotated[str, typer.Argument(help="The domain.")]
 Root = Annotated[str, typer.Argument(help="The root: which aggregate of the domain.")]
 Edition = Annotated[str, typer.Option(help="The edition.")]
+Level = Annotated[
+    str | None, typer.Option(help="memory, fsync, replicas(n), fsync_and_replicas(n).")
+]
 Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeatable.")]
 
 _MANY_DIGITS: Final = 20  # a number of so many is beyond every sequence

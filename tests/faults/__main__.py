@@ -6,6 +6,7 @@ import asyncio
 import random
 import subprocess
 import time
+from collections.abc import Awaitable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,8 @@ import typer
 
 from tests.faults import report
 from tests.faults.clusters import CLUSTER_FAULTS, ClusterFault, play_on, theatre
-from tests.faults.faults import FAULTS, Fault
-from tests.faults.handling import CROWDS, Crowd, play_crowd
+from tests.faults.faults import FAULTS
+from tests.faults.handling import CROWDS, play_crowd
 from tests.faults.run import Row, play
 from tests.faults.servers import binaries
 from tests.faults.soak import MAX_GROWTH, soak
@@ -49,7 +50,8 @@ def faults(
             if why := fault.missing():
                 say(f"{fault.name}: left out, {why}")
                 continue
-            rows.append(_play(fault, name, binary, size, dice))
+            playing = play(fault, name, binary, size, dice)
+            rows.append(asyncio.run(_told(fault.name, name, playing)))
         wanted = [
             fault
             for fault in CLUSTER_FAULTS
@@ -57,7 +59,7 @@ def faults(
         ]
         rows += asyncio.run(_play_on_clusters(wanted, name, binary, size, dice))
         rows += [
-            _play_crowd(crowd, name, binary, size, dice)
+            asyncio.run(_told(crowd.name, name, play_crowd(crowd, name, binary, size, dice)))
             for crowd in CROWDS
             if is_first and only in crowd.name
         ]
@@ -70,19 +72,12 @@ def faults(
     raise typer.Exit(1 if any(row.why for row in rows) else 0)
 
 
-def _play(fault: Fault, name: str, binary: str, size: Size, seed: int) -> Row:
+async def _told(what: str, server: str, playing: Awaitable[Row]) -> Row:
+    """Wait for what is played, and say how it went."""
     started = time.perf_counter()
-    row = asyncio.run(play(fault, name, binary, size, seed))
+    row = await playing
     seconds = time.perf_counter() - started
-    report.console().print(f"{fault.name}, {name}: {len(row.why)} wrong, {seconds:.1f} s")
-    return row
-
-
-def _play_crowd(crowd: Crowd, name: str, binary: str, size: Size, seed: int) -> Row:
-    started = time.perf_counter()
-    row = asyncio.run(play_crowd(crowd, name, binary, size, seed))
-    seconds = time.perf_counter() - started
-    report.console().print(f"{crowd.name}, {name}: {len(row.why)} wrong, {seconds:.1f} s")
+    report.console().print(f"{what}, {server}: {len(row.why)} wrong, {seconds:.1f} s")
     return row
 
 
@@ -102,10 +97,7 @@ async def _play_on_clusters(
                 if not await place.has(fault.needs):
                     say(f"{fault.name}: left out, {name} has no {fault.needs}")
                     continue
-                started = time.perf_counter()
-                rows.append(await play_on(place, fault, size, seed))
-                seconds = time.perf_counter() - started
-                say(f"{fault.name}, {name}: {len(rows[-1].why)} wrong, {seconds:.1f} s")
+                rows.append(await _told(fault.name, name, play_on(place, fault, size, seed)))
     return rows
 
 
