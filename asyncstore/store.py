@@ -42,6 +42,7 @@ from asyncstore.subscriptions import SubscribeOptions, Subscription
 from asyncstore.sweeping import Sweeper
 from asyncstore.transport import Bounds
 from asyncstore.values import FIRST, Durability, check_start, check_trace, check_types
+from asyncstore.worker import Means, Worker
 from asyncstore.worklist import Terms
 from asyncstore.writing import Limits, Writer
 
@@ -129,13 +130,14 @@ class Store:
         self.events = Events(router, names, listing, reader, eraser, self._writer)
         self.positions = Positions(router, names)
         self.snapshots = Snapshots(router, names)
-        self._registry = Registry(router, names, reader)
-        self.subscriptions = Subscriptions(router, names, self._registry, self.positions)
+        registry = Registry(router, names, reader)
+        self.subscriptions = Subscriptions(router, names, registry, self.positions)
         self._folder = Folder(router, self.events, self.snapshots)
         self._reader = reader
         self._handlers: list[Handler] = []
         self._doorbell = Doorbell(router, names, settings.timeout)
         self._sweeper = Sweeper(router, names, self._doorbell)
+        self._means = Means(router, names, self._doorbell, self._sweeper, registry, self._writer)
 
     @property
     def settings(self) -> Settings:
@@ -268,19 +270,14 @@ class Store:
             check_seconds("lease", lease, least=0.05),
             None if retries is None else check_whole_number("retries", retries),
         )
-        return Subscription(
-            self._router,
-            self._keys,
-            self._doorbell,
-            self._sweeper,
-            self._registry,
-            self.subscriptions,
+        worker = Worker(
+            self._means,
             None if domain is None else check_name("domain", domain),
             terms,
-            writer=self._writer,
             sweep=check_seconds("sweep", sweep, least=0.01),
             close_timeout=check_seconds("close_timeout", close_timeout),
         )
+        return Subscription(worker, self.subscriptions)
 
     def handler(
         self,

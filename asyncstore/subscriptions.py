@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import random
 import time
-import weakref
-from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
-from uuid import uuid4
+from typing import TYPE_CHECKING, Self, TypedDict
 
-import anyio
-
-from asyncstore.deliveries import Bundle, Delivery, Held, Step
-from asyncstore.errors import (
-    AsyncStoreError,
-    CorruptPosition,
-    HistoryRegressed,
-    LeaseLost,
-    StoreClosed,
-)
-from asyncstore.feeding import Feeder, Pace
-from asyncstore.keys import ALL
+from asyncstore.deliveries import Bundle
 from asyncstore.names import check_seconds
-from asyncstore.observing import ERROR, HANDLER, SEQUENCE, UNOBSERVED, named, observed
-from asyncstore.sharing import all_of
-from asyncstore.values import FIRST, Aggregate
-from asyncstore.worklist import NotLeased, Wanted, Worklist
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncIterator, Iterable
     from datetime import datetime
     from types import TracebackType
 
-    from asyncstore.doorbell import Doorbell, Ring
-    from asyncstore.feeding import Place
-    from asyncstore.keys import Keys
-    from asyncstore.nodes import Node
-    from asyncstore.observing import Processing
+    from asyncstore.deliveries import Delivery
     from asyncstore.progress import Subscriptions
-    from asyncstore.registering import Registry
-    from asyncstore.router import Router
-    from asyncstore.sweeping import Sweeper
-    from asyncstore.values import Appended, Start
-    from asyncstore.wire import Reply
-    from asyncstore.worklist import Known, Leased, Terms
-    from asyncstore.writing import Effects, Writer
-
-_log = logging.getLogger(__name__)
-
-_FEEDER: Final = "feeder"  # the name of such a task
-_MOST_KNOWN: Final = 10_000  # aggregates of which it is remembered what was handled last
-_RENEWED_AT_ONCE: Final = 100
-_SCOUT_PAUSE: Final = 1.0  # seconds after a failure
-_CORRUPT_PAUSE: Final = 1.0
+    from asyncstore.values import Start
+    from asyncstore.worker import Worker
 
 
 class SubscribeOptions(TypedDict, total=False):
@@ -78,66 +39,12 @@ class Subscription:
     the leases while it lives. Several tasks may iterate over it at once.
     """
 
-    def __init__(
-        self,
-        router: Router,
-        keys: Keys,
-        doorbell: Doorbell,
-        sweeper: Sweeper,
-        registry: Registry,
-        progress: Subscriptions,
-        domain: str | None,
-        terms: Terms,
-        *,
-        writer: Writer,
-        sweep: float,
-        close_timeout: float,
-    ) -> None:
-        self._router = router
-        self._keys = keys
-        self._doorbell = doorbell
-        self._sweeper = sweeper
-        self._registry = registry
+    def __init__(self, worker: Worker, progress: Subscriptions) -> None:
+        self._worker = worker
         self._progress = progress
-        self._domain = domain
-        self._terms = terms
-        self._writer = writer
-        self._sweep = sweep
-        self.close_timeout = close_timeout
-        self._worker = uuid4().hex
-        self._leases = 0  # that were asked for
-        self._domains: set[str] = set()  # where we work
-        self._worklists: dict[Place, Worklist] = {}
-        self._feeders: dict[Node, Feeder] = {}
-        self._to_scout: set[str] = set()  # tags under which there may be new domains
-        self._scout_wake = asyncio.Event()
-        self._held: dict[Aggregate, Held] = {}
-        self._ready: deque[Held] = deque()  # with events that nobody has yet
-        self._errors: deque[AsyncStoreError] = deque()  # to be raised where deliveries are taken
-        self._known: OrderedDict[Aggregate, Known] = OrderedDict()
-        self._pace = Pace()
-        self._takers: deque[asyncio.Future[None]] = deque()
-        self._settled = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._state = "new"
-
-    # Opening and closing
 
     async def __aenter__(self) -> Self:
-        if self._state != "new":
-            raise StoreClosed("a subscription is entered once: call store.subscribe() again")
-        try:
-            self._domains = await self._begin()
-            self._state = "open"
-            self._doorbell.enlist(self)
-            self._start(self._renew())
-            if self._domain is None:
-                self._start(self._scout())
-            self._sweeper.join(self, self._sweep)
-        except BaseException:
-            self._state = "closed"
-            await self._leave()
-            raise
+        await self._worker.open()
         return self
 
     async def __aexit__(
@@ -150,50 +57,23 @@ class Subscription:
 
         What the leaving task itself has taken and not acked is given back at once.
         """
-        self.stop()
-        with anyio.CancelScope(shield=True):
-            feeders = [task for task in self._tasks if task.get_name() == _FEEDER]
-            if feeders:
-                await asyncio.wait(feeders, timeout=self.close_timeout)
-            with anyio.move_on_after(self.close_timeout):
-                await self._wait_for_others(asyncio.current_task())
-            await self._leave()
-        self._state = "closed"
+        await self._worker.close()
 
-    async def _leave(self) -> None:
-        """Give all back, and hear nothing more."""
-        await self._sweeper.leave(self)
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await self._release_all()
-        await self._doorbell.leave(self)
-
-    def _start(self, work: Coroutine[Any, Any, None], name: str = "") -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name or None)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
+    @property
+    def close_timeout(self) -> float:
+        """How many seconds leaving waits at most for what is in progress."""
+        return self._worker.close_timeout
 
     def stop(self) -> None:
         """Deliver nothing more: those who iterate come to an end. Deliveries can still be acked."""
-        if self._state == "open":
-            self._state = "closing"
-        for feeder in self._feeders.values():
-            feeder.wake()
-        self._scout_wake.set()
-        for taker in self._takers:
-            if not taker.done():
-                taker.set_result(None)
+        self._worker.stop()
 
     def give_up(self, delivery: Delivery) -> None:
         """Say that nobody works on a delivery any more; it comes again when its lease ends.
 
         Or at once, when the subscription is left.
         """
-        delivery._held.delivery, delivery._held.task = _nobody, None
-        self._settled.set()
+        self._worker.give_up(delivery)
 
     async def wait_until_caught_up(
         self,
@@ -205,74 +85,20 @@ class Subscription:
         Whichever worker of the handler does it; another task must take deliveries meanwhile. Raises
         `StillBehind` after `timeout` seconds.
         """
-        handler, edition = self._terms.handler, self._terms.edition
+        terms = self._worker.terms
         ends = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
-        if self._domain is None:
-            await self._scout_in(self._keys.tags())
-        for domain in sorted(self._domains):
+        for domain in await self._worker.domains():
             left = None if ends is None else max(ends - time.monotonic(), 0.0)
             await self._progress.wait_until_caught_up(
-                handler, domain, edition=edition, timeout=left
+                terms.handler, domain, edition=terms.edition, timeout=left
             )
-
-    async def _wait_for_others(self, leaving: asyncio.Task[Any] | None) -> None:
-        while any(held.is_in_progress() and held.task is not leaving for held in self._all_held()):
-            self._settled.clear()
-            await self._settled.wait()
-
-    async def _release_all(self) -> None:
-        held = self._all_held()
-        self._held.clear()
-        self._ready.clear()
-        await self._release(held)
-
-    async def _release(self, held: list[Held]) -> None:
-        await all_of(self._release_at(*one) for one in self._by_place(held).items())
-
-    async def _release_at(self, place: Place, held: list[Held]) -> None:
-        try:
-            for some in _parts(held):
-                await self.worklist(place).release([one.leased for one in some])
-        except AsyncStoreError as error:
-            _log.warning(
-                "leases were not given back and end by themselves: %s",
-                error,
-                extra={HANDLER: self._terms.handler},
-            )
-
-    def _by_place(self, held: list[Held]) -> dict[Place, list[Held]]:
-        groups: dict[Place, list[Held]] = {}
-        for one in held:
-            groups.setdefault((one.worklist.domain, one.worklist.tag), []).append(one)
-        return groups
-
-    def _all_held(self) -> list[Held]:
-        return [held for held in self._held.values() if hasattr(held, "leased")]
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
-            return
-        error = task.exception()
-        if not isinstance(error, AsyncStoreError):
-            _log.error(
-                "a subscription of %s has failed",
-                self._terms.handler,
-                exc_info=error,
-                extra={HANDLER: self._terms.handler},
-            )
-            error = StoreClosed(f"the subscription has failed ({type(error).__name__})")
-        self.fail(error)
-        self.stop()
-
-    # Taking deliveries
 
     def __aiter__(self) -> AsyncIterator[Delivery]:
         return self
 
     async def __anext__(self) -> Delivery:
         """Return the next delivery of one event, or wait for it."""
-        return await self._take(1)
+        return await self._worker.take(1)
 
     async def batches(self) -> AsyncIterator[Delivery]:
         """Iterate over deliveries of all events of an aggregate that were leased at once.
@@ -281,7 +107,7 @@ class Subscription:
         """
         while True:
             try:
-                yield await self._take(self._terms.batch)
+                yield await self._worker.take(self._worker.terms.batch)
             except StopAsyncIteration:
                 return
 
@@ -291,515 +117,11 @@ class Subscription:
         Those that are there, with at most `batch` events in all: for handlers that write many
         events in one go, such as to another database. `Bundle.ack()` is for all of them.
         """
+        worker, batch = self._worker, self._worker.terms.batch
         while True:
             try:
-                first = await self._take(self._terms.batch)
+                first = await worker.take(batch)
             except StopAsyncIteration:
                 return
-            yield Bundle(self, [first, *self._take_more(self._terms.batch - len(first.events))])
-
-    def _take_more(self, room: int) -> list[Delivery]:
-        """Take what is there, whole, as far as there is room for events."""
-        deliveries: list[Delivery] = []
-        while self._ready and len(self._ready[0].leased.events) <= room:
-            held = self._ready.popleft()
-            if held.ends > _now():
-                deliveries.append(self._deliver(held, room))
-                room -= len(deliveries[-1].events)
-            else:
-                self._lose(held)
-        return deliveries
-
-    async def _take(self, most: int) -> Delivery:
-        if self._state == "new":
-            raise StoreClosed("use the subscription inside `async with store.subscribe(…) as sub:`")
-        while True:
-            if self._errors:
-                raise self._errors.popleft()
-            if self._state != "open":
-                raise StopAsyncIteration
-            if not self._ready:
-                await self._wait_for_ready()
-                continue
-            held = self._ready.popleft()
-            if held.ends > _now():
-                return self._deliver(held, most)
-            self._lose(held)  # others may have handled it since
-
-    async def _wait_for_ready(self) -> None:
-        taker = asyncio.get_running_loop().create_future()
-        self._takers.append(taker)
-        try:
-            await taker
-        except asyncio.CancelledError:
-            if taker.done() and not taker.cancelled():
-                self._wake_taker()  # it was meant for somebody who takes it
-            raise
-        finally:
-            self._takers.remove(taker)
-
-    def _wake_taker(self) -> None:
-        for taker in self._takers:
-            if not taker.done():
-                taker.set_result(None)
-                return
-
-    def _deliver(self, held: Held, most: int) -> Delivery:
-        events = [event for event, _ in zip(held.leased.events, range(most), strict=False)]
-        delivery = Delivery(self, held, events)
-        if delivery.attempt > 1:
-            self._router.tally.redeliveries[self._terms.handler] += 1
-        held.delivery = weakref.ref(delivery)
-        held.task = asyncio.current_task()
-        self._pace.took(_now() - held.offered)
-        self._give_back_surplus()
-        if self.share():
-            for feeder in self._feeders.values():
-                if feeder.lacks_room:
-                    feeder.wake()
-        return delivery
-
-    def _offer(self, held: Held) -> None:
-        """Let somebody take the next events of an aggregate."""
-        held.delivery, held.task, held.offered = None, None, _now()
-        # An event that kills its workers counts as a try of all that wait behind it: every other
-        # time they come before it, so that only those are buried that were delivered.
-        if held.leased.attempt % 2:
-            self._ready.append(held)
-        else:
-            self._ready.appendleft(held)
-        self._wake_taker()
-
-    def _give_back_surplus(self) -> None:
-        """Let other workers have what was leased ahead when handlers were quicker."""
-        count = len(self._ready) - self._pace.ahead
-        surplus = [self._ready.pop() for _ in range(count)]
-        if surplus:
-            for held in surplus:
-                self._let_go(held, is_due=False)
-            self._start(self._release(surplus))
-
-    # What deliveries call
-
-    def _observed(self, delivery: Delivery) -> AbstractContextManager[Processing]:
-        observer = self._router.observer
-        return UNOBSERVED if observer is None else observer.process(delivery)
-
-    @observed("ack")
-    async def _ack(
-        self, delivery: Delivery, through: int | None, effects: Effects | None
-    ) -> Appended | None:
-        step = self._step(delivery, through)
-        if step is None:
-            return await self._acked_before(delivery, effects)
-        held, appended = step.held, None
-        if effects is None:
-            outcome = await held.worklist.ack(held.leased, step.known, step.following)
-        else:
-            outcome, appended = await held.worklist.ack_and_append(
-                held.leased, step.known, step.following, self._writer, effects
-            )
-        if step.is_late():
-            return await self._acked_before(delivery, effects)  # it was acked twice at once
-        delivery._appended = appended
-        await self._acked(step, outcome)
-        return await self._made_durable(delivery)
-
-    async def _ack_all(self, deliveries: Iterable[Delivery]) -> None:
-        """Ack what is open of deliveries in one go, and then raise the first error."""
-        errors: list[AsyncStoreError] = []
-        steps: list[Step] = []
-        for delivery in deliveries:
-            try:
-                step = None if delivery._is_refused else self._step(delivery)
-            except LeaseLost as error:
-                errors.append(error)
-            else:
-                steps += [step] if step is not None else []
-        sent = [
-            step.held.worklist.send_ack(step.held.leased, step.known, step.following)
-            for step in steps
-        ]
-        replies = await asyncio.gather(*sent, return_exceptions=True)
-        for step, reply in zip(steps, replies, strict=True):
-            try:
-                await self._answered(step, reply)
-            except AsyncStoreError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-
-    async def _answered(self, step: Step, reply: Reply) -> None:
-        if isinstance(reply, BaseException):
-            raise reply
-        outcome = step.held.worklist.acked(reply)
-        if not step.is_late():  # it was not acked twice at once
-            await self._acked(step, outcome)
-
-    def _step(self, delivery: Delivery, through: int | None = None) -> Step | None:
-        """Return what an ack is to record, None if that was done before."""
-        count = delivery._count_up_to(through) - delivery._settled
-        if count <= 0 and not delivery._is_refused:
-            return None
-        self._check_lease(delivery)
-        return Step.of(delivery, count)
-
-    async def _acked(self, step: Step, outcome: str) -> None:
-        """Take notice of what the server says of an ack."""
-        if outcome == "lost":
-            raise self._lost(step.held, step.last)
-        self._remember(step.held.aggregate, step.known)
-        step.take()
-        await self._go_on(step.delivery, outcome)
-
-    async def _acked_before(self, delivery: Delivery, effects: Effects | None) -> Appended | None:
-        """Return what the ack before has appended. One that had nothing can't be added to."""
-        if effects is not None and delivery._appended is None:
-            held, event = delivery._held, delivery.events[delivery._settled - 1]
-            raise LeaseLost(self._terms.handler, held.aggregate, event.sequence)
-        return await self._made_durable(delivery)
-
-    async def _made_durable(self, delivery: Delivery) -> Appended | None:
-        if delivery._appended is None:
-            return None
-        return await self._writer.make_durable(delivery._held.aggregate, delivery._appended)
-
-    async def _go_on(self, delivery: Delivery, outcome: str) -> None:
-        """Deliver what comes next of an aggregate, or let it go."""
-        held = delivery._held
-        if outcome == "ok":
-            if delivery._settled < len(delivery.events):
-                return  # the rest of a batch is still in progress
-            if held.leased.events:
-                self._offer(held)
-            else:
-                await self._pass_over(held)
-        else:
-            self._let_go(held, is_due=outcome == "more" or held.was_rung)
-        self._settled.set()
-
-    @observed("nack")
-    async def _nack(self, delivery: Delivery, delay: float, reason: str) -> None:
-        self._check_lease(delivery)
-        event = delivery.events[delivery._settled]
-        await self._refuse(delivery._held, (event.sequence, event.id.hex), delay, reason)
-        delivery._is_refused = True
-        self._settled.set()
-
-    async def _refuse(self, held: Held, event: Known, delay: float, reason: str) -> None:
-        outcome = await held.worklist.nack(held.leased, event, delay, _short(reason))
-        if outcome == "lost":
-            raise self._lost(held, event[0])
-        if outcome == "buried":
-            self._router.tally.dead_letters[self._terms.handler] += 1
-            _log.warning(
-                "%s: event %s of %s has become a dead letter (%s)",
-                self._terms.handler, event[0], held.aggregate, _short(reason),
-                extra={**self._about(held), SEQUENCE: event[0], ERROR: _short(reason)},
-            )  # fmt: skip
-        self._let_go(held, is_due=outcome == "buried" or delay == 0)
-        self._look_by(held.aggregate, delay)
-
-    async def _pass_over(self, held: Held) -> None:
-        """Say no to an event that can't be read, or forget a dead letter whose event is gone.
-
-        If that can't be said the lease ends by itself, and somebody comes to it again.
-        """
-        leased, error = held.leased, held.leased.bad
-        try:
-            if error is None:
-                await held.worklist.ack(leased, (leased.through, leased.through_id), None)
-                self._let_go(held, is_due=True)
-            else:
-                _log.error(
-                    "%s can't go on: %s", self._terms.handler, error, extra=self._about(held)
-                )
-                bad = (leased.bad_at, "")
-                await self._refuse(held, bad, _CORRUPT_PAUSE, type(error).__name__)
-        except AsyncStoreError as failure:
-            _log.warning("%s waits: %s", self._terms.handler, failure)
-            self._let_go(held, is_due=True)
-
-    def _about(self, held: Held) -> dict[str, Any]:
-        return {HANDLER: self._terms.handler, **named(held.aggregate)}
-
-    def _check_lease(self, delivery: Delivery) -> None:
-        held = delivery._held
-        if delivery._is_done() or self._held.get(held.aggregate) is not held:
-            raise LeaseLost(self._terms.handler, held.aggregate, delivery.event.sequence)
-
-    def _lost(self, held: Held, sequence: int) -> LeaseLost:
-        self._let_go(held, is_due=False)
-        self._look_by(held.aggregate, 0)
-        self._settled.set()
-        return LeaseLost(self._terms.handler, held.aggregate, sequence)
-
-    def _let_go(self, held: Held, *, is_due: bool) -> None:
-        if self._held.get(held.aggregate) is held:
-            del self._held[held.aggregate]
-        if is_due:
-            self._feeder_of(held.worklist.tag).add(held.aggregate)
-
-    def _remember(self, aggregate: Aggregate, known: Known) -> None:
-        self._known[aggregate] = known
-        self._known.move_to_end(aggregate)
-        if len(self._known) > _MOST_KNOWN:
-            self._known.popitem(last=False)
-
-    # Finding work: what feeders call
-
-    def share(self) -> int:
-        """Return how many aggregates a feeder may lease now: none, or so many that a call pays."""
-        ahead, ready = self._pace.ahead, len(self._ready)
-        if ready >= ahead // 2:
-            return 0
-        return max((ahead - ready) // max(len(self._feeders), 1), 1)
-
-    def is_open(self) -> bool:
-        """Whether it takes any more."""
-        return self._state == "open"
-
-    def worklist(self, place: Place) -> Worklist:
-        """Return the work at a place."""
-        if place not in self._worklists:
-            self._worklists[place] = Worklist(self._router, self._keys, *place, self._terms)
-        return self._worklists[place]
-
-    def is_held(self, aggregate: Aggregate) -> bool:
-        """Whether it has leased an aggregate, or is about to."""
-        return aggregate in self._held
-
-    def new_holder(self) -> str:
-        """Return a name that no other lease has."""
-        self._leases += 1
-        return f"{self._worker}.{self._leases}"
-
-    def place_of(self, aggregate: Aggregate) -> Place:
-        """Return in which worklist an aggregate is."""
-        return aggregate.domain, self._keys.tag_of(aggregate.root)
-
-    async def lease(self, place: Place, wanted: Sequence[tuple[Aggregate, str]]) -> None:
-        """Lease aggregates of a place for holders, where there is something to do."""
-        worklist, ends = self.worklist(place), _now() + self._terms.lease
-        asked = [
-            Wanted(aggregate, holder, self._known.get(aggregate))
-            for aggregate, holder in wanted
-            if aggregate not in self._held
-        ]
-        helds = [Held(one.aggregate, worklist, ends) for one in asked]
-        self._held.update((held.aggregate, held) for held in helds)
-        try:
-            found = await worklist.lease(asked)
-        except BaseException:
-            for held in helds:
-                self._let_go(held, is_due=False)
-            raise
-        odd = [held for held, one in zip(helds, found, strict=True) if self._is_odd(held, one)]
-        for held in odd:
-            await self._pass_over(held)
-
-    def _is_odd(self, held: Held, found: Leased | NotLeased | AsyncStoreError) -> bool:
-        """Offer what was leased; return whether it was, and holds nothing that can be handled."""
-        if isinstance(found, NotLeased):
-            self._not_leased(held, found)
-        elif isinstance(found, AsyncStoreError):
-            # Something else is in its keys. The other aggregates must not wait for it.
-            what = f"{self._terms.handler} can't go on with {held.aggregate}"
-            _log.error("%s: %s", what, found, extra=self._about(held))
-            self._let_go(held, is_due=False)
-            self._look_by(held.aggregate, self._terms.lease)
-        else:
-            held.leased = found
-            if not found.events:
-                return True
-            self._offer(held)
-        return False
-
-    def fail(self, error: AsyncStoreError) -> None:
-        """Have an error raised where deliveries are taken."""
-        self._errors.append(error)
-        self._wake_taker()
-
-    def _not_leased(self, held: Held, found: NotLeased) -> None:
-        self._let_go(held, is_due=found.why == "more" or (found.why == "idle" and held.was_rung))
-        if found.why == "taken":
-            self._look_by(held.aggregate, found.numbers[0] / 1_000_000)
-        elif found.why == "regressed":
-            self._known.pop(held.aggregate, None)
-            self._look_by(held.aggregate, self._terms.lease)
-            self.fail(HistoryRegressed(held.aggregate, *found.numbers))
-        elif found.why == "unreadable":
-            self._look_by(held.aggregate, self._terms.lease)
-            self.fail(CorruptPosition(self._keys.position(self._terms.handler, held.aggregate)))
-
-    def _look_by(self, aggregate: Aggregate, seconds: float) -> None:
-        """Look at the worklist of an aggregate in so many seconds, or before."""
-        self._look_at(self.place_of(aggregate), seconds)
-
-    def _look_at(self, place: Place, seconds: float) -> None:
-        self._feeder_of(place[1]).look_by(place, _now() + seconds)
-
-    def _feeder_of(self, tag: str) -> Feeder:
-        """Return the feeder of the server that has a tag."""
-        node, _ = self._router.home_of(tag)  # a tag is in its own slot, as a root is
-        if node not in self._feeders:
-            nodes = set(self._router.nodes())
-            for other in [other for other in self._feeders if other not in nodes]:
-                self._feeders.pop(other).retire()
-            feeder = self._feeders[node] = Feeder(self, self._terms.handler)
-            self._start(feeder.run(), _FEEDER)
-        return self._feeders[node]
-
-    # Domains
-
-    async def _begin(self) -> set[str]:
-        """Register the handler; return the domains that it works on."""
-        if self._domain is None:
-            return await self._registry.begin_everywhere(self._terms)
-        await self._registry.begin(self._domain, self._terms)
-        return {self._domain}
-
-    async def _scout(self) -> None:
-        """Look which domains are under the tags that have changed."""
-        while self.is_open():
-            self._scout_wake.clear()
-            tags, self._to_scout = self._to_scout, set()
-            try:
-                await self._scout_in(sorted(tags))
-            except StoreClosed:
-                raise
-            except AsyncStoreError as error:
-                _log.warning(
-                    "%s waits: %s", self._terms.handler, error, extra={HANDLER: self._terms.handler}
-                )
-                self._to_scout |= tags
-                await asyncio.sleep(_SCOUT_PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
-                continue
-            await self._scout_wake.wait()
-
-    async def _scout_in(self, tags: Sequence[str]) -> None:
-        for tag, domains in (await self._registry.domains(tags)).items():
-            for domain in domains:
-                if domain not in self._domains:
-                    await self._registry.begin(domain, self._terms, FIRST)
-                    self._domains.add(domain)
-                self._look_at((domain, tag), 0)
-
-    # What the sweeper calls
-
-    def moved(self, tags: Sequence[str]) -> None:
-        """Look at what there is under these tags."""
-        if self._domain is None:
-            self._to_scout.update(tags)
-            self._scout_wake.set()
-            return
-        for tag in tags:
-            self._look_at((self._domain, tag), 0)
-
-    # What the doorbell calls
-
-    def heard(self, ring: Ring) -> None:
-        """Note which aggregates have changed."""
-        if ring.edition != self._terms.edition:
-            return
-        if ring.domain not in self._domains:
-            if self._domain is None:
-                self.moved([self._keys.tag_of(change.root) for change in ring.changes()])
-            return
-        for change in ring.changes():
-            self._changed(Aggregate(ring.domain, change.root, ring.edition))
-
-    def _changed(self, aggregate: Aggregate) -> None:
-        held = self._held.get(aggregate)
-        if held is not None:
-            held.was_rung = True
-        else:
-            self._feeder_of(self._keys.tag_of(aggregate.root)).hear(aggregate)
-
-    def missed(self, tags: Collection[str]) -> None:
-        """Register again, if a failover may have lost that.
-
-        The sweeper is told, too, and tells what there is to look at.
-        """
-        if self._keys.tag_of(ALL) in tags and self.is_open():
-            self._start(self._register_again())
-
-    async def _register_again(self) -> None:
-        try:
-            await self._registry.keep(self._domain, sorted(self._domains), self._terms)
-        except AsyncStoreError as error:
-            _log.warning(
-                "%s was not registered again: %s",
-                self._terms.handler,
-                error,
-                extra={HANDLER: self._terms.handler},
-            )
-
-    # Keeping leases: the renewer's task
-
-    async def _renew(self) -> None:
-        under_way: set[Place] = set()
-        async with asyncio.TaskGroup() as renewals:
-            while True:
-                await asyncio.sleep(self._terms.lease / 3)
-                self._drop_abandoned()
-                # A server that does not answer must not keep us from renewing at the others.
-                for place, some in self._by_place(self._all_held()).items():
-                    if place not in under_way:
-                        under_way.add(place)
-                        renewals.create_task(self._renew_at(place, some, under_way))
-
-    async def _renew_at(self, place: Place, held: list[Held], under_way: set[Place]) -> None:
-        try:
-            for some in _parts(held):
-                await self._renew_some(self.worklist(place), some)
-        except StoreClosed:
-            return
-        except AsyncStoreError as error:
-            _log.warning(
-                "leases of %s were not renewed: %s",
-                self._terms.handler,
-                error,
-                extra={HANDLER: self._terms.handler},
-            )
-        finally:
-            under_way.discard(place)
-
-    def _drop_abandoned(self) -> None:
-        for held in self._all_held():
-            if held.is_abandoned():
-                self._let_go(held, is_due=False)
-                self._look_by(held.aggregate, 0)  # tells when the lease ends
-        self._settled.set()
-
-    async def _renew_some(self, worklist: Worklist, some: list[Held]) -> None:
-        ends = _now() + self._terms.lease
-        kept = await worklist.renew([one.leased for one in some])
-        for one, is_kept in zip(some, kept, strict=True):
-            if is_kept:
-                one.ends = ends
-            elif self._held.get(one.aggregate) is one:
-                self._lose(one)
-
-    def _lose(self, held: Held) -> None:
-        self._let_go(held, is_due=True)
-        if held in self._ready:
-            self._ready.remove(held)
-
-
-def _parts(held: list[Held]) -> list[list[Held]]:
-    """Return them in parts that go in a call each."""
-    return [held[n : n + _RENEWED_AT_ONCE] for n in range(0, len(held), _RENEWED_AT_ONCE)]
-
-
-def _nobody() -> None:
-    """Stand for a delivery that nobody works on any more."""
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def _short(reason: str) -> str:
-    """Return a reason as a line of bounded length."""
-    return " ".join(reason.split())[:100]
+            more = worker.take_ready(batch - len(first.events))
+            yield Bundle(worker, [first, *more])

@@ -349,9 +349,9 @@ async def test_a_silent_primary_keeps_nobody_from_the_others(cluster: Cluster, p
             await store.events.append(place, numbered(1), expected=NEW)
         sub = store.subscribe("projector", "orders", sweep=0.1, lease=0.3)
         async with sub, asyncio.TaskGroup() as tasks:
-            await eventually(lambda: len(sub._ready) > 10, "it has leased some")
+            await eventually(lambda: len(sub._worker._ready) > 10, "it has leased some")
             # The one that is looked at now: much of it is still to be looked at.
-            silent = owner_of(cluster, slot_of_tag(sub._ready[-1].aggregate.root))
+            silent = owner_of(cluster, slot_of_tag(sub._worker._ready[-1].aggregate.root))
             mine = set(slots_at(silent))
             others = {place for place in places if slot_of_tag(place.root) not in mine}
             await silent.pause()

@@ -244,7 +244,7 @@ class TestEditions:
         await store.events.append(order, numbered(3), expected=NEW)
         place = order.on("what-if")
         async with store.subscribe("manager", "orders", edition="what-if") as sub:
-            sub._changed(place)  # as if somebody had said so: no index names it yet
+            sub._worker._changed(place)  # as if somebody had said so: no index names it yet
             delivery = await take(sub)
             with pytest.raises(SequenceConflict):
                 await delivery.ack(append=effects(), expected=2)
@@ -282,7 +282,7 @@ class TestRefused:
         await store.events.append(order, numbered(1), expected=NEW)
         async with store.subscribe("manager", "orders", lease=0.2) as slow:
             late = await take(slow)
-            for task in slow._tasks:  # it hears of nothing: only the server can tell it
+            for task in slow._worker._tasks:  # it hears of nothing: only the server can tell it
                 task.cancel()
             async with store.subscribe("manager", "orders", lease=5) as other:
                 delivery = await take(other)
@@ -298,7 +298,7 @@ class TestRefused:
         await store.events.append(order, numbered(1), expected=NEW, idempotency_key="done")
         async with store.subscribe("manager", "orders", lease=0.2) as slow:
             late = await take(slow)
-            for task in slow._tasks:
+            for task in slow._worker._tasks:
                 task.cancel()
             async with store.subscribe("manager", "orders", lease=5) as other:
                 await take(other)

@@ -41,7 +41,7 @@ async def fill(store: Store, roots: int, events: int) -> list[Aggregate]:
 
 async def take(sub: Subscription, least: int = 1) -> Bundle:
     """The next bundle, once that many aggregates are there."""
-    await eventually(lambda: len(sub._ready) >= least, "they are leased")
+    await eventually(lambda: len(sub._worker._ready) >= least, "they are leased")
     async with asyncio.timeout(SECONDS):
         return await anext(sub.bundles())
 
@@ -142,10 +142,10 @@ async def test_on_another_edition(store: Store) -> None:
         await store.events.append(place, numbered(1), expected=1 + number)  # diverges there
     seen: defaultdict[str, list[int]] = defaultdict(list)
     async with store.subscribe("projector", "orders", edition="trial", batch=2) as sub:
-        await eventually(lambda: len(sub._ready) == 4, "they are leased")
+        await eventually(lambda: len(sub._worker._ready) == 4, "they are leased")
         while sum(map(len, seen.values())) < 14:
             async with asyncio.timeout(SECONDS):
-                deliveries = [await anext(sub) for _ in range(min(4, len(sub._ready) or 1))]
+                deliveries = [await anext(sub) for _ in range(min(4, len(sub._worker._ready) or 1))]
             for delivery in deliveries:
                 seen[delivery.event.aggregate.root].append(delivery.event.sequence)
             await asyncio.gather(*(delivery.ack() for delivery in deliveries))
@@ -233,12 +233,12 @@ async def test_what_waits_for_a_slow_handler_is_given_to_others(
 ) -> None:
     await fill(store, 120, 1)
     slow = store.subscribe("projector", "orders")
-    slow._pace.ahead = 64
+    slow._worker._pace.ahead = 64
     async with slow, asyncstore.open(server.url, key_prefix=prefix) as own:
-        await eventually(lambda: len(slow._ready) == 64, "it has leased ahead")
+        await eventually(lambda: len(slow._worker._ready) == 64, "it has leased ahead")
         monkeypatch.setattr(feeding, "_LONG_WAIT", 0.0)
         held = [await anext(slow) for _ in range(2)]
-        assert len(slow._ready) == slow._pace.ahead == 16
+        assert len(slow._worker._ready) == slow._worker._pace.ahead == 16
         async with asyncio.timeout(SECONDS), own.subscribe("projector", "orders") as other:
             for _ in range(120 - len(held) - 16):
                 await (await anext(other)).ack()

@@ -311,14 +311,14 @@ class TestBeginning:
         mark, has_come, go_on = Registry._mark, asyncio.Event(), asyncio.Event()
 
         async def mark_late(registry: Registry, *arguments: Any) -> None:
-            if registry is late._registry:
+            if registry is late._means.registry:
                 has_come.set()
                 await go_on.wait()
             await mark(registry, *arguments)
 
         monkeypatch.setattr(Registry, "_mark", mark_late)
         async with asyncstore.open(server.url, key_prefix=prefix) as late:
-            entering = asyncio.ensure_future(late._registry.begin("orders", terms(NOW)))
+            entering = asyncio.ensure_future(late._means.registry.begin("orders", terms(NOW)))
             await has_come.wait()  # it knows what there was
             async with store.subscribe("projector", "orders", start=NOW) as sub:
                 await asyncio.gather(
@@ -463,7 +463,7 @@ class TestSettling:
         await store.events.append(order, numbered(2), expected=NEW)
         async with store.subscribe("projector", "orders", lease=0.2) as slow:
             (late,) = await take(slow)
-            for task in slow._tasks:  # it hears of nothing: only the server can tell it
+            for task in slow._worker._tasks:  # it hears of nothing: only the server can tell it
                 task.cancel()
             async with store.subscribe("projector", "orders", lease=5) as other:
                 (delivery,) = await take(other)
@@ -585,9 +585,9 @@ class TestSharing:
             sub = dying.subscribe("projector", "orders", lease=0.5)
             await sub.__aenter__()
             held = await take(sub, 2)
-            for task in sub._tasks:
+            for task in sub._worker._tasks:
                 task.cancel()
-            await asyncio.gather(*sub._tasks, return_exceptions=True)
+            await asyncio.gather(*sub._worker._tasks, return_exceptions=True)
         async with store.subscribe("projector", "orders") as other:
             assert len(await handle(other, 5)) == 5
         assert len(held) == 2
@@ -610,7 +610,7 @@ class TestSharing:
             asyncstore.open(server.url, key_prefix=prefix) as own,
             own.subscribe("projector", "orders", lease=0.2) as slow,
         ):
-            await eventually(lambda: len(slow._ready) == 1, "it has leased the event")
+            await eventually(lambda: len(slow._worker._ready) == 1, "it has leased the event")
             async with store.subscribe("projector", "orders") as other:
                 assert await handle(other, 1) == [(order.root, 0)]
             assert await nothing_comes(slow)
@@ -667,7 +667,7 @@ async def settled(store: Store, *subs: Subscription) -> None:
     bell, sweeper = store._doorbell, store._sweeper
     await eventually(lambda: not bell._silent, "all channels are heard")
     await eventually(lambda: not (sweeper._again or sweeper._under_way), "all was looked at")
-    feeders = [feeder for sub in subs for feeder in sub._feeders.values()]
+    feeders = [feeder for sub in subs for feeder in sub._worker._feeders.values()]
     await eventually(
         lambda: all(feeder._agenda.next_moment() == math.inf for feeder in feeders),
         "nobody is to look again",
@@ -709,7 +709,7 @@ class TestSweeping:
                 for domain in ("orders", "*"):
                     client.unlink(keys.subscription("projector", domain, MAIN, ALL))
                 client.unlink(keys.subscribed(ALL))
-            sub.missed(keys.tags())
+            sub._worker.missed(keys.tags())
             await eventually(lambda: is_listed(store), "it is registered again")
         await store.events.append(order, numbered(1, 1), expected=1)
         async with store.subscribe("projector", None, start=NOW) as sub:

@@ -84,9 +84,9 @@ async def test_those_that_waited_behind_a_killer_come_before_it(
             await sub.__aenter__()
             async with asyncio.timeout(SECONDS):
                 held = [await anext(sub) for _ in range(count)]
-            for task in sub._tasks:
+            for task in sub._worker._tasks:
                 task.cancel()
-            await asyncio.gather(*sub._tasks, return_exceptions=True)
+            await asyncio.gather(*sub._worker._tasks, return_exceptions=True)
             return [delivery.event.aggregate.root for delivery in held]
 
         (killer,) = await killed_after(1)
