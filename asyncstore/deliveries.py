@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asyncstore.errors import InvalidValue
 from asyncstore.names import check_seconds
 from asyncstore.values import ANY, Source, check_batch, check_expected, check_trace
+from asyncstore.worklist import GIVE_BACK
 from asyncstore.writing import Effects
 
 if TYPE_CHECKING:
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
+    from asyncstore.doorbell import Change
     from asyncstore.observing import Processing
     from asyncstore.recorded import RecordedEvent
     from asyncstore.values import Aggregate, Appended, Event, Expected, Trace
-    from asyncstore.worklist import Known, Leased, Worklist
+    from asyncstore.worklist import Known, Leased, Then, Worklist
 
 
 class Settler(Protocol):
@@ -195,6 +197,18 @@ class Held:
     delivery: Callable[[], Delivery | None] | None = None  # what is in progress, or was
     task: asyncio.Task[Any] | None = None  # that took the delivery
     was_rung: bool = False  # more was appended since we asked last
+    kept_since: float = 0.0  # without anything to do
+    is_leaving: bool = False  # its lease is given back
+
+    def hear(self, change: Change) -> None:
+        """Take events along that a ring has brought, or note that there are more."""
+        is_ours = hasattr(self, "leased") and not self.is_leaving
+        if not is_ours or not self.worklist.add_heard(self.leased, change):
+            self.was_rung = True
+
+    def rest(self) -> None:
+        """Note that nobody works on it."""
+        self.delivery, self.task = None, None
 
     def is_in_progress(self) -> bool:
         """Whether somebody works on it."""
@@ -214,7 +228,7 @@ class Step:
     settled: int  # before
     count: int
     known: Known
-    following: int | None
+    then: Then
 
     @classmethod
     def of(cls, delivery: Delivery, count: int) -> Step:
@@ -226,8 +240,9 @@ class Step:
         last = delivery.events[settled + count - 1]
         known = (last.sequence, last.id.hex)
         if following is None:
-            known, held.was_rung = (leased.through, leased.through_id), False
-        return cls(delivery, held, settled, count, known, following)
+            known, held.was_rung = leased.last_seen(), False
+        then: Then = GIVE_BACK if following is None else following
+        return cls(delivery, held, settled, count, known, then)
 
     @property
     def last(self) -> int:

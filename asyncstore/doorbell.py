@@ -13,6 +13,7 @@ import contextlib
 import logging
 import random
 from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
@@ -23,7 +24,7 @@ from asyncstore.observing import SERVER_ADDRESS
 from asyncstore.pubsub import Ear
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from asyncstore.keys import Keys
     from asyncstore.nodes import Node
@@ -39,31 +40,55 @@ _HEARTBEAT: Final = 5.0  # seconds between two pings, at most
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An append: to which root, from which sequence on, how many events."""
+    """An append: to which root, from which sequence on, how many events.
+
+    `members` are these as they are stored, if they came along.
+    """
 
     root: str
     first: int
     count: int
+    members: Sequence[bytes] = ()
+
+    @property
+    def end(self) -> int:
+        """The sequence after the last one."""
+        return self.first + self.count
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Appends to a domain and edition that were stored together."""
+    """Appends to a domain and edition that were stored together, with the events if they are small.
+
+    What is in `lines` and `events` is decoded only for those whom the ring is for.
+    """
 
     domain: str
     edition: str
     lines: str
+    events: bytes = b""
 
     @classmethod
     def of(cls, message: bytes) -> Ring:
         """Return what ring.lua has said; ValueError for anything else."""
-        domain, edition, lines = message.decode().split("\n", 2)
-        return cls(domain, edition, lines)
+        head, _, events = message.partition(b"\n\n")
+        domain, edition, lines = head.decode().split("\n", 2)
+        return cls(domain, edition, lines, events)
 
     def changes(self) -> list[Change]:
-        """Return the appends: decoded only for those whom the ring is for."""
-        parts = [line.split(" ", 2) for line in self.lines.split("\n")]
-        return [Change(root, int(first), int(count)) for first, count, root in parts]
+        """Return the appends; ValueError if it is not what ring.lua says."""
+        members = iter(self._members())
+        found = []
+        for line in self.lines.split("\n"):
+            first, count, root = line.split(" ", 2)
+            some = tuple(islice(members, int(count)))
+            found.append(Change(root, int(first), int(count), some))
+        return found
+
+    def _members(self) -> list[bytes]:
+        lengths, _, members = self.events.partition(b"\n")
+        ends = list(accumulate(map(int, lengths.split()), initial=0))
+        return [members[first:end] for first, end in pairwise(ends)]
 
 
 class Member(Protocol):

@@ -107,6 +107,7 @@ SUBSCRIBE = load("subscribe", forms.is_subscribed, is_idempotent=True)
 POLL = load("poll", forms.is_polled, is_idempotent=True)
 SWEEP = load("sweep", forms.is_swept, is_idempotent=True)
 LEASE = load("lease", forms.are_leased, is_idempotent=True)
+BEGIN = load("begin", forms.is_one_text, is_idempotent=True)
 ACK = load("ack", forms.is_one_text, is_idempotent=True)
 ACKS = load("acks", forms.is_anything, is_idempotent=True)  # its parts, as with APPEND
 ACK_APPEND = load("ack_append", forms.is_acked, is_idempotent=True)
@@ -155,6 +156,7 @@ ALL = (
     POLL,
     SWEEP,
     LEASE,
+    BEGIN,
     ACK,
     ACKS,
     ACK_APPEND,

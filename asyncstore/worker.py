@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -26,16 +26,17 @@ from asyncstore.errors import (
 )
 from asyncstore.feeding import Feeder, Pace
 from asyncstore.keys import ALL
+from asyncstore.memory import Memory
 from asyncstore.observing import ERROR, HANDLER, SEQUENCE, UNOBSERVED, named, observed
 from asyncstore.sharing import all_of
 from asyncstore.values import FIRST, Aggregate
-from asyncstore.worklist import NotLeased, Wanted, Worklist
+from asyncstore.worklist import GIVE_BACK, KEEP, NotLeased, Wanted, Worklist
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Iterable, Sequence
     from contextlib import AbstractContextManager
 
-    from asyncstore.doorbell import Doorbell, Ring
+    from asyncstore.doorbell import Change, Doorbell, Ring
     from asyncstore.feeding import Place
     from asyncstore.keys import Keys
     from asyncstore.nodes import Node
@@ -51,10 +52,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FEEDER: Final = "feeder"  # the name of such a task
-_MOST_KNOWN: Final = 10_000  # aggregates of which it is remembered what was handled last
 _RENEWED_AT_ONCE: Final = 100
 _SCOUT_PAUSE: Final = 1.0  # seconds after a failure
 _CORRUPT_PAUSE: Final = 1.0
+_SOON: Final = 1.0  # seconds from one event of an aggregate to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,12 @@ class Worker:
         self._held: dict[Aggregate, Held] = {}
         self._ready: deque[Held] = deque()  # with events that nobody has yet
         self._errors: deque[AsyncStoreError] = deque()  # to be raised where deliveries are taken
-        self._known: OrderedDict[Aggregate, Known] = OrderedDict()
+        self._memory = Memory()
+        self._kept: dict[Aggregate, Held] = {}  # all is handled, and more is to come soon
         self._pace = Pace()
         self._takers: deque[asyncio.Future[None]] = deque()
         self._settled = asyncio.Event()
+        self._reviewing: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._state = "new"
 
@@ -142,6 +145,8 @@ class Worker:
     async def _leave(self) -> None:
         """Give all back, and hear nothing more."""
         await self._sweeper.leave(self)
+        if self._reviewing is not None:
+            self._reviewing.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -227,6 +232,8 @@ class Worker:
         """Take what is there, whole, as far as there is room for events."""
         deliveries: list[Delivery] = []
         while self._ready and len(self._ready[0].leased.events) <= room:
+            if self._ready[0].leased.attempt > 1:
+                break  # it comes by itself: see `_begins`
             held = self._ready.popleft()
             if held.ends > _now():
                 deliveries.append(self._deliver(held, room))
@@ -248,9 +255,29 @@ class Worker:
                 await self._wait_for_ready()
                 continue
             held = self._ready.popleft()
-            if held.ends > _now():
+            if held.ends <= _now():
+                self._lose(held)  # others may have handled it since
+            elif held.leased.attempt == 1 or await self._begins(held):
                 return self._deliver(held, most)
-            self._lose(held)  # others may have handled it since
+
+    async def _begins(self, held: Held) -> bool:
+        """Note that events are tried once more; return whether the lease still is ours.
+
+        Only then it counts: a worker that dies takes with it what waited behind what it worked on.
+        """
+        try:
+            is_ours = await held.worklist.begin(held.leased)
+        except AsyncStoreError as error:
+            _log.warning("%s waits: %s", self.terms.handler, error, extra=self._about(held))
+            is_ours = False
+        except BaseException:
+            self._ready.appendleft(held)
+            self._wake_taker()
+            raise
+        if is_ours and self._held.get(held.aggregate) is held and self._state == "open":
+            return True
+        self._lose(held)
+        return False
 
     async def _wait_for_ready(self) -> None:
         taker = asyncio.get_running_loop().create_future()
@@ -279,6 +306,8 @@ class Worker:
         held.task = asyncio.current_task()
         self._pace.took(_now() - held.offered)
         self._give_back_surplus()
+        if self._kept and all(taker.done() for taker in self._takers):
+            self._give_back(list(self._kept.values()))  # nobody here is free, elsewhere may be
         if self.share():
             for feeder in self._feeders.values():
                 if feeder.lacks_room:
@@ -287,9 +316,10 @@ class Worker:
 
     def _offer(self, held: Held) -> None:
         """Let somebody take the next events of an aggregate."""
-        held.delivery, held.task, held.offered = None, None, _now()
-        # An event that kills its workers counts as a try of all that wait behind it: every other
-        # time they come before it, so that only those are buried that were delivered.
+        held.rest()
+        held.offered = _now()
+        # Every other time an event that kills its workers lets those go first that are leased with
+        # it: they would wait for ever behind one that is tried for ever.
         if held.leased.attempt % 2:
             self._ready.append(held)
         else:
@@ -320,10 +350,10 @@ class Worker:
             return await self._acked_before(delivery, effects)
         held, appended = step.held, None
         if effects is None:
-            outcome = await held.worklist.ack(held.leased, step.known, step.following)
+            outcome = await held.worklist.ack(held.leased, step.known, step.then)
         else:
             outcome, appended = await held.worklist.ack_and_append(
-                held.leased, step.known, step.following, self._writer, effects
+                held.leased, step.known, step.then, self._writer, effects
             )
         if step.is_late():
             return await self._acked_before(delivery, effects)  # it was acked twice at once
@@ -343,8 +373,7 @@ class Worker:
             else:
                 steps += [step] if step is not None else []
         sent = [
-            step.held.worklist.send_ack(step.held.leased, step.known, step.following)
-            for step in steps
+            step.held.worklist.send_ack(step.held.leased, step.known, step.then) for step in steps
         ]
         replies = await asyncio.gather(*sent, return_exceptions=True)
         for step, reply in zip(steps, replies, strict=True):
@@ -356,9 +385,7 @@ class Worker:
             raise errors[0]
 
     async def _answered(self, step: Step, reply: Reply) -> None:
-        if isinstance(reply, BaseException):
-            raise reply
-        outcome = step.held.worklist.acked(reply)
+        outcome = _outcome(step.held, reply)
         if not step.is_late():  # it was not acked twice at once
             await self._acked(step, outcome)
 
@@ -368,13 +395,20 @@ class Worker:
         if count <= 0 and not delivery._is_refused:
             return None
         self._check_lease(delivery)
-        return Step.of(delivery, count)
+        step = Step.of(delivery, count)
+        if step.then == GIVE_BACK and self._keeps(step.held):
+            step.then = KEEP
+        return step
+
+    def _keeps(self, held: Held) -> bool:
+        """Whether more is likely to come soon of an aggregate, and somebody will be free for it."""
+        return not self._ready and self._memory.when(held.aggregate) > _now() - _SOON
 
     async def _acked(self, step: Step, outcome: str) -> None:
         """Take notice of what the server says of an ack."""
         if outcome == "lost":
             raise self._lost(step.held, step.last)
-        self._remember(step.held.aggregate, step.known)
+        self._memory.note(step.held.aggregate, step.known, _now())
         step.take()
         await self._go_on(step.delivery, outcome)
 
@@ -392,17 +426,59 @@ class Worker:
 
     async def _go_on(self, delivery: Delivery, outcome: str) -> None:
         """Deliver what comes next of an aggregate, or let it go."""
-        held = delivery._held
-        if outcome == "ok":
+        held, comes_next = delivery._held, bool(delivery._held.leased.events)
+        if outcome in ("ok", "kept"):
             if delivery._settled < len(delivery.events):
                 return  # the rest of a batch is still in progress
-            if held.leased.events:
+            if comes_next:
                 self._offer(held)
+            elif outcome == "kept":
+                self._keep(held)
             else:
                 await self._pass_over(held)
         else:
-            self._let_go(held, is_due=outcome == "more" or held.was_rung)
+            self._let_go(held, is_due=outcome == "more" or held.was_rung or comes_next)
         self._settled.set()
+
+    # Leases that are kept: what comes next of such an aggregate is delivered as it is heard
+
+    def _keep(self, held: Held) -> None:
+        held.rest()
+        held.kept_since = _now()
+        self._kept[held.aggregate] = held
+        if held.was_rung or not self.is_open():
+            self._give_back([held])
+        elif self._reviewing is None:
+            self._reviewing = asyncio.get_running_loop().call_later(_SOON, self._review_kept)
+
+    def _review_kept(self) -> None:
+        """Give back what nothing has come of."""
+        since = _now() - _SOON
+        self._give_back([held for held in self._kept.values() if held.kept_since <= since])
+        self._reviewing = None
+        if self._kept and self.is_open():
+            self._reviewing = asyncio.get_running_loop().call_later(_SOON, self._review_kept)
+
+    def _give_back(self, kept: list[Held]) -> None:
+        for held in kept:
+            del self._kept[held.aggregate]
+            held.is_leaving = True
+        if kept:
+            self._start(self._end_leases(kept))
+
+    async def _end_leases(self, kept: list[Held]) -> None:
+        """Give leases back; where there is more to do, by what the server says, do that."""
+        sent = [
+            held.worklist.send_ack(held.leased, held.leased.last_seen(), GIVE_BACK) for held in kept
+        ]
+        replies = await asyncio.gather(*sent, return_exceptions=True)
+        for held, reply in zip(kept, replies, strict=True):
+            try:
+                outcome = _outcome(held, reply)
+            except AsyncStoreError as error:
+                _log.warning("%s waits: %s", self.terms.handler, error, extra=self._about(held))
+                outcome = "more"
+            self._let_go(held, is_due=outcome != "idle" or held.was_rung)
 
     @observed("nack")
     async def _nack(self, delivery: Delivery, delay: float, reason: str) -> None:
@@ -434,7 +510,7 @@ class Worker:
         leased, error = held.leased, held.leased.bad
         try:
             if error is None:
-                await held.worklist.ack(leased, (leased.through, leased.through_id), None)
+                await held.worklist.ack(leased, leased.last_seen(), GIVE_BACK)
                 self._let_go(held, is_due=True)
             else:
                 _log.error("%s can't go on: %s", self.terms.handler, error, extra=self._about(held))
@@ -461,14 +537,9 @@ class Worker:
     def _let_go(self, held: Held, *, is_due: bool) -> None:
         if self._held.get(held.aggregate) is held:
             del self._held[held.aggregate]
+            self._kept.pop(held.aggregate, None)
         if is_due:
             self._feeder_of(held.worklist.tag).add(held.aggregate)
-
-    def _remember(self, aggregate: Aggregate, known: Known) -> None:
-        self._known[aggregate] = known
-        self._known.move_to_end(aggregate)
-        if len(self._known) > _MOST_KNOWN:
-            self._known.popitem(last=False)
 
     # Finding work: what feeders call
 
@@ -506,7 +577,7 @@ class Worker:
         """Lease aggregates of a place for holders, where there is something to do."""
         worklist, ends = self.worklist(place), _now() + self.terms.lease
         asked = [
-            Wanted(aggregate, holder, self._known.get(aggregate))
+            Wanted(aggregate, holder, self._memory.known(aggregate))
             for aggregate, holder in wanted
             if aggregate not in self._held
         ]
@@ -549,7 +620,7 @@ class Worker:
         if found.why == "taken":
             self._look_by(held.aggregate, found.numbers[0] / 1_000_000)
         elif found.why == "regressed":
-            self._known.pop(held.aggregate, None)
+            self._memory.forget(held.aggregate)
             self._look_by(held.aggregate, self.terms.lease)
             self.fail(HistoryRegressed(held.aggregate, *found.numbers))
         elif found.why == "unreadable":
@@ -637,14 +708,21 @@ class Worker:
                 self.moved([self._keys.tag_of(change.root) for change in ring.changes()])
             return
         for change in ring.changes():
-            self._changed(Aggregate(ring.domain, change.root, ring.edition))
+            self._changed(Aggregate(ring.domain, change.root, ring.edition), change)
 
-    def _changed(self, aggregate: Aggregate) -> None:
+    def _changed(self, aggregate: Aggregate, change: Change) -> None:
         held = self._held.get(aggregate)
-        if held is not None:
-            held.was_rung = True
-        else:
+        if held is None:
             self._feeder_of(self._keys.tag_of(aggregate.root)).hear(aggregate)
+            return
+        held.hear(change)
+        if aggregate not in self._kept:
+            return
+        if held.was_rung:
+            self._give_back([held])
+        elif held.leased.events:
+            del self._kept[aggregate]
+            self._offer(held)
 
     def missed(self, tags: Collection[str]) -> None:
         """Register again, if a failover may have lost that.
@@ -720,6 +798,13 @@ class Worker:
 def _parts(held: list[Held]) -> list[list[Held]]:
     """Return them in parts that go in a call each."""
     return [held[n : n + _RENEWED_AT_ONCE] for n in range(0, len(held), _RENEWED_AT_ONCE)]
+
+
+def _outcome(held: Held, reply: Reply) -> str:
+    """Return what is left by the answer to an ack that travelled with others."""
+    if isinstance(reply, BaseException):
+        raise reply
+    return held.worklist.acked(reply)
 
 
 def _nobody() -> None:

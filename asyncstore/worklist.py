@@ -11,7 +11,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from asyncstore import codec, forms, scripts
 from asyncstore.acks import Acks
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from asyncstore.doorbell import Change
     from asyncstore.errors import AsyncStoreError
     from asyncstore.keys import Keys
     from asyncstore.router import Router
@@ -39,6 +40,12 @@ _SEQUENCE: Final = re.compile(rb"\[(\d+),")
 
 Known = tuple[int, str]
 """The sequence of an event and its id in hexadecimal."""
+
+GIVE_BACK: Final = ""
+KEEP: Final = "keep"
+
+Then = int | Literal["", "keep"]
+"""What becomes of a lease behind an ack: the sequence that is handed out next, or see ack.lua."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,10 @@ class Leased:
     events: deque[RecordedEvent] = field(default_factory=deque)
     bad: CorruptEvent | None = None
     bad_at: int = 0
+
+    def last_seen(self) -> Known:
+        """Return the last event that was looked at."""
+        return self.through, self.through_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,15 +232,40 @@ class Worklist:
             leased.events.append(event)
             due = None if due is None else due + 1
 
-    async def ack(self, leased: Leased, known: Known, following: int | None) -> str:
-        """Record what was done; return what is left: see ack.lua."""
-        return self.acked(await self.send_ack(leased, known, following))
+    def add_heard(self, leased: Leased, change: Change) -> bool:
+        """Add events that a ring has brought to those that were leased, if they follow on them."""
+        room = self.terms.batch - len(leased.events)
+        is_next = change.first == leased.through + 1 and leased.bad is None and not leased.is_again
+        if not is_next or not 0 < len(change.members) <= room:
+            return False
+        places = self._keys.places(leased.aggregate, change.first)
+        try:
+            events = [
+                RecordedEvent.of_member(leased.aggregate, places, member)
+                for member in change.members
+            ]
+        except codec.Undecodable:
+            return False
+        if [event.sequence for event in events] != list(range(change.first, change.end)):
+            return False
+        types = self.terms.types
+        leased.events.extend(event for event in events if types is None or event.type in types)
+        leased.through, leased.through_id = events[-1].sequence, events[-1].id.hex
+        return True
 
-    def send_ack(
-        self, leased: Leased, known: Known, following: int | None
-    ) -> asyncio.Future[Reply]:
+    async def begin(self, leased: Leased) -> bool:
+        """Note that events that were leased before are tried now; return whether they may be."""
+        where = [self._keys.lease(self.terms.handler, leased.aggregate)]
+        (outcome,) = await self._router.run(scripts.BEGIN, where, [leased.holder])
+        return bool(outcome == b"ok")
+
+    async def ack(self, leased: Leased, known: Known, then: Then) -> str:
+        """Record what was done; return what is left: see ack.lua."""
+        return self.acked(await self.send_ack(leased, known, then))
+
+    def send_ack(self, leased: Leased, known: Known, then: Then) -> asyncio.Future[Reply]:
         """Begin to record what was done: what many begin in one turn travels together."""
-        return self._acks.send(leased.keys, _ack_arguments(leased, known, following))
+        return self._acks.send(leased.keys, _ack_arguments(leased, known, then))
 
     def acked(self, reply: Reply) -> str:
         """Return what is left, by the answer to an ack."""
@@ -244,12 +280,12 @@ class Worklist:
         self,
         leased: Leased,
         known: Known,
-        following: int | None,
+        then: Then,
         writer: Writer,
         effects: Effects,
     ) -> tuple[str, Appended | None]:
         """Record what was done, and append events in the same step: see ack_append.lua."""
-        ack = Ack([self._due(), *leased.keys[:2]], _ack_arguments(leased, known, following))
+        ack = Ack([self._due(), *leased.keys[:2]], _ack_arguments(leased, known, then))
         return await writer.store_with_ack(leased.aggregate, effects, ack)
 
     async def nack(self, leased: Leased, event: Known, delay: float, reason: str) -> str:
@@ -309,10 +345,9 @@ class Worklist:
         return self._keys.dead_letters(*self._place())
 
 
-def _ack_arguments(leased: Leased, known: Known, following: int | None) -> list[Argument]:
-    following_or_none = "" if following is None else following
+def _ack_arguments(leased: Leased, known: Known, then: Then) -> list[Argument]:
     again = "again" if leased.is_again else ""
-    return [leased.aggregate.root, leased.holder, *known, following_or_none, again]
+    return [leased.aggregate.root, leased.holder, *known, then, again]
 
 
 def _named(leases: Iterable[Leased]) -> list[Argument]:

@@ -34,6 +34,7 @@ from asyncstore import (
     Subscription,
     UnexpectedReply,
 )
+from asyncstore.doorbell import Change
 from asyncstore.testing import FaultProxy
 from tests.builders import listed, numbered, roots_of_one_slot, sequences
 from tests.polling import eventually
@@ -244,7 +245,9 @@ class TestEditions:
         await store.events.append(order, numbered(3), expected=NEW)
         place = order.on("what-if")
         async with store.subscribe("manager", "orders", edition="what-if") as sub:
-            sub._worker._changed(place)  # as if somebody had said so: no index names it yet
+            sub._worker._changed(
+                place, Change(place.root, 0, 1)
+            )  # as if somebody had said so: no index names it yet
             delivery = await take(sub)
             with pytest.raises(SequenceConflict):
                 await delivery.ack(append=effects(), expected=2)

@@ -65,6 +65,13 @@ async def handle(sub: Subscription, count: int) -> list[tuple[str, int]]:
     return seen
 
 
+async def die(sub: Subscription) -> None:
+    """End a worker that says nothing more to the server."""
+    for task in sub._worker._tasks:
+        task.cancel()
+    await asyncio.gather(*sub._worker._tasks, return_exceptions=True)
+
+
 async def nothing_comes(sub: Subscription) -> bool:
     """Whether nothing is delivered though all that there is was looked at."""
     try:
@@ -431,6 +438,41 @@ class TestSettling:
         assert tries == [(0, 1), (1, 1), (1, 2), (1, 3), (2, 1)]
         assert await store.positions.get("projector", order) == 2
 
+    async def test_what_only_waited_when_its_worker_died_was_not_tried(
+        self, server: Server, prefix: str, store: Store
+    ) -> None:
+        await fill(store, 3, 1)
+
+        async def lease_and_die() -> None:
+            async with asyncstore.open(server.url, key_prefix=prefix) as dying:
+                sub = dying.subscribe("projector", "orders", lease=0.1, retries=1)
+                await sub.__aenter__()
+                await eventually(lambda: len(sub._worker._ready) == 3, "all are leased")
+                await die(sub)
+
+        for _ in range(4):
+            await lease_and_die()
+        async with store.subscribe("projector", "orders", retries=1) as other:
+            deliveries = await take(other, 3)
+            assert [delivery.attempt for delivery in deliveries] == [2, 2, 2]
+            for delivery in deliveries:
+                await delivery.nack(reason="now it was tried twice")
+            assert len(await listed(store.subscriptions.dead_letters("projector"))) == 3
+
+    async def test_nack_of_what_was_acked_after_all(self, store: Store, order: Aggregate) -> None:
+        await store.events.append(order, numbered(4), expected=NEW)
+
+        async with store.subscribe("projector", "orders", retries=0) as sub:
+            async for delivery in sub.batches():
+                held = delivery._held
+                known = delivery.events[1].sequence, delivery.events[1].id.hex
+                assert await held.worklist.ack(held.leased, known, 2) == "ok"  # nobody waited
+                await delivery.nack(reason="Unsure")  # says so of event 0
+                break
+            assert await store.positions.get("projector", order) == 1
+            assert [d.event.sequence for d in await take(sub)] == [2]
+            assert await listed(store.subscriptions.dead_letters("projector")) == []
+
     async def test_retries_for_ever(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(1), expected=NEW)
         async with store.subscribe("projector", "orders", retries=None) as sub:
@@ -585,9 +627,7 @@ class TestSharing:
             sub = dying.subscribe("projector", "orders", lease=0.5)
             await sub.__aenter__()
             held = await take(sub, 2)
-            for task in sub._worker._tasks:
-                task.cancel()
-            await asyncio.gather(*sub._worker._tasks, return_exceptions=True)
+            await die(sub)
         async with store.subscribe("projector", "orders") as other:
             assert len(await handle(other, 5)) == 5
         assert len(held) == 2

@@ -64,6 +64,7 @@ ORDER = [
     "progress",
     "feeding",
     "deliveries",
+    "memory",
     "worker",
     "subscriptions",
     "running",

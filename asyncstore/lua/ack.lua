@@ -3,10 +3,11 @@
 -- KEYS: due, position, lease, events; on another edition than main also divergence, the events of
 --       main (see keys.py)
 -- ARGV: root, holder, the last sequence that was handled or passed over, the id there,
---       the sequence that is handed out next, or '' to give the lease back,
+--       the sequence that is handed out next, '' to give the lease back, or 'keep' to keep it if there
+--       is nothing more to do, for what comes next,
 --       'again' for a dead letter that was handled again, or ''
--- Reply: {'ok'}, {'more'} or {'idle'} when the lease was given back and there is more to do or not,
---        or {'lost'}
+-- Reply: {'ok'}, {'kept'}, {'more'} or {'idle'} when the lease was given back and there is more to do
+--        or not, or {'lost'}
 -- include: timeline.lua
 -- include: positions.lua
 -- include: leases.lua

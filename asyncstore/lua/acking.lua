@@ -29,12 +29,18 @@ local function settle(stop)
       redis.call('HSET', lease, 'by', holder, ...)
     end
   end
-  if following ~= '' then
+  if following ~= '' and following ~= 'keep' then
     note('of', following, 'tries', 1)
     return 'ok'
   end
+  local has_more = math.max(at, through) + 1 < stop or about.again ~= ''
+  if following == 'keep' and not has_more then
+    note()
+    drop(root)
+    return 'kept'
+  end
   note('holder', '', 'until', '0')
-  if math.max(at, through) + 1 < stop or about.again ~= '' then
+  if has_more then
     make_due(0, root)
     return 'more'
   end

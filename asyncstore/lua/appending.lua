@@ -107,8 +107,9 @@ local function conflict(events, branch, diverges_at, expected, next_sequence, op
   return reply
 end
 
+-- Returns scores and members by turns, nil when they were too many for one call.
 local function add(events, sequence, first, last)
-  local members = {}
+  local members, is_one_call = {}, true
   for place = first, last, 2 do
     local score = string.format('%.0f', sequence)
     local time = ARGV[place]
@@ -118,11 +119,13 @@ local function add(events, sequence, first, last)
     members[#members + 1] = score
     members[#members + 1] = '[' .. score .. ',' .. time .. ',' .. ARGV[place + 1]
     sequence = sequence + 1
-    if #members == 2 * EVENTS_A_CALL or place + 1 == last then
+    if #members == 2 * EVENTS_A_CALL and place + 1 < last then
       redis.call('ZADD', events, unpack(members))
-      members = {}
+      members, is_one_call = {}, false
     end
   end
+  redis.call('ZADD', events, unpack(members))
+  return is_one_call and members or nil
 end
 
 -- `branch` is nil on main, `trace` where there is nothing to claim.
@@ -196,8 +199,7 @@ local function append(events, root, expected, first, last, options, branch, trac
     end
     redis.call('ZADD', trace.claims, unpack(claims))
   end
-  add(events, sequence, first, last)
-  announce(root, sequence, (last - first + 1) / 2)
+  announce(root, sequence, (last - first + 1) / 2, add(events, sequence, first, last))
   return { 'ok', sequence }
 end
 

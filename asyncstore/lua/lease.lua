@@ -111,6 +111,9 @@ local function lease_one(key, root, holder, known, known_id)
     local of = string.match(members[3] or '', '^%[(%d+),') or string.format('%.0f', first)
     redis.call('HSET', lease, 'holder', holder, 'until', ends, 'token', token, 'of', of,
       'tries', attempt)
+    if attempt > 1 or about.waits then
+      redis.call('HSET', lease, 'waits', attempt > 1 and '1' or '')
+    end
     make_due(ends, root)
     local diverged = diverged_at and string.format('%.0f', diverged_at) or ''
     local reply = { tag, token, attempt, first, through, id_of(last), diverged }
@@ -137,9 +140,10 @@ local function lease_one(key, root, holder, known, known_id)
     return { 'idle' }
   end
 
+  -- What only waited to be handed out when its worker died was not tried.
   local function attempt_at(first)
-    local was_tried = about.of == first
-    return was_tried and about.tries + (about.holder == holder and 0 or 1) or 1
+    local was_tried, is_counted = about.of == first, about.waits or about.holder == holder
+    return was_tried and about.tries + (is_counted and 0 or 1) or 1
   end
 
   local again, others = string.match(about.again, '^(%d+) ?(.*)')

@@ -1,7 +1,8 @@
 -- What the store keeps of a handler's work on one aggregate, beside its position. The lease is a
 -- hash: `holder` and `until` say who may work on it and how long (microseconds, the server's clock);
 -- `token` counts the leases there were; `at` and `id` name the event at the position; `of` is the
--- sequence of the event that was handed out first, `tries` how often; `by` is the holder whose work
+-- sequence of the event that was handed out first, `tries` how often; `waits` is '1' while the last
+-- time is only counted: until its worker begins; `by` is the holder whose work
 -- was settled last, so that a second arrival is known; `again` are sequences of dead letters that
 -- are to be handled again.
 
@@ -12,11 +13,12 @@ end
 
 local function about_lease(lease)
   local values = redis.call('HMGET', lease,
-    'holder', 'until', 'token', 'at', 'id', 'of', 'tries', 'by', 'again')
+    'holder', 'until', 'token', 'at', 'id', 'of', 'tries', 'by', 'again', 'waits')
   return {
     holder = values[1] or '', ends = tonumber(values[2]) or 0, token = tonumber(values[3]),
     at = tonumber(values[4]), id = values[5], of = tonumber(values[6]),
     tries = tonumber(values[7]) or 0, by = values[8], again = values[9] or '',
+    waits = values[10] == '1',
   }
 end
 

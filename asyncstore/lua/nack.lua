@@ -21,9 +21,18 @@ end
 redis.call('ZCARD', due) -- these fail here, before the first write, if they are something else
 redis.call('ZCARD', dead)
 
-if is_again or about.tries >= most_tries then
+local at = tonumber(string.match(redis.call('GET', position) or '', '^%d+') or -1)
+if at >= sequence and not is_again then
+  -- An ack whose caller did not wait for the answer was carried out; what follows was not tried.
+  redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', holder, 'tries', 0)
+  redis.call('ZADD', due, 0, root)
+  return { 'ok' }
+end
+-- Of an event that came by a ring, under a lease that was kept, it was the first time.
+local tries = about.of == sequence and about.tries or 1
+if is_again or tries >= most_tries then
   local left = is_again and string.gsub(about.again, '^%d+ ?', '') or about.again
-  bury(dead, root, sequence, id, about.tries, now, reason)
+  bury(dead, root, sequence, id, tries, now, reason)
   if not is_again then
     advance(position, lease, sequence, id)
   end
@@ -32,6 +41,7 @@ if is_again or about.tries >= most_tries then
   return { 'buried' }
 end
 local free = delay > 0 and now + delay or 0
-redis.call('HSET', lease, 'holder', '-', 'until', string.format('%.0f', free), 'by', holder)
+redis.call('HSET', lease, 'holder', '-', 'until', string.format('%.0f', free), 'by', holder,
+  'of', string.format('%.0f', sequence), 'tries', tries)
 redis.call('ZADD', due, free, root)
 return { 'ok' }

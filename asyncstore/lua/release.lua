@@ -16,7 +16,8 @@ for place = FIRST_KEY, #KEYS do
   local root, holder = ARGV[argument], ARGV[argument + 1]
   local about = about_lease(KEYS[place])
   if is_held(about, holder, now) then
-    redis.call('HSET', KEYS[place], 'holder', '', 'until', '0', 'tries', math.max(about.tries - 1, 0))
+    redis.call('HSET', KEYS[place], 'holder', '', 'until', '0', 'tries', math.max(about.tries - 1, 0),
+      'waits', '')
     redis.call('ZADD', due, 0, root)
     replies[#replies + 1] = 'ok'
   else
