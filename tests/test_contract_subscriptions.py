@@ -519,6 +519,20 @@ class TestSettling:
                 await delivery.ack()
         assert await store.positions.get("projector", order) == 0
 
+    async def test_who_has_acked_before_and_is_too_slow_now_cannot_nack(
+        self, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(2), expected=NEW)
+        async with store.subscribe("projector", "orders", lease=0.2) as slow:
+            await handle(slow, 1)
+            (late,) = await take(slow)
+            await die(slow)
+            async with store.subscribe("projector", "orders", lease=5) as other:
+                (delivery,) = await take(other)
+                with pytest.raises(LeaseLost):
+                    await late.nack()
+                await delivery.ack()
+
     async def test_after_the_end_of_the_subscription(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(1), expected=NEW)
         async with store.subscribe("projector", "orders") as sub:

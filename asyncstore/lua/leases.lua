@@ -1,10 +1,10 @@
 -- What the store keeps of a handler's work on one aggregate, beside its position. The lease is a
 -- hash: `holder` and `until` say who may work on it and how long (microseconds, the server's clock);
 -- `token` counts the leases there were; `at` and `id` name the event at the position; `of` is the
--- sequence of the event that was handed out first, `tries` how often; `waits` is '1' while the last
--- time is only counted: until its worker begins; `by` is the holder whose work
--- was settled last, so that a second arrival is known; `again` are sequences of dead letters that
--- are to be handled again.
+-- sequence of the event that was handed out first, `tries` how often; `waits` is '1' as long as the
+-- last of these times has not begun; `by` is the holder whose work was settled last, with a '!' if it was
+-- refused, so that a second arrival is known; `again` are sequences of dead letters that are to be
+-- handled again.
 
 local function now_of_server()
   local clock = redis.call('TIME')

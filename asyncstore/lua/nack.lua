@@ -13,10 +13,11 @@ local root, holder, sequence, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local delay, most_tries = tonumber(ARGV[5]), (tonumber(ARGV[6]) or math.huge) + 1
 local reason, is_again = ARGV[7], ARGV[8] == 'again'
 
+local refusal = holder .. '!' -- tells a second arrival of this from acks of the same lease
 local now = now_of_server()
 local about = about_lease(lease)
 if not is_held(about, holder, now) then
-  return { about.by == holder and 'ok' or 'lost' }
+  return { about.by == refusal and 'ok' or 'lost' }
 end
 redis.call('ZCARD', due) -- these fail here, before the first write, if they are something else
 redis.call('ZCARD', dead)
@@ -24,7 +25,7 @@ redis.call('ZCARD', dead)
 local at = tonumber(string.match(redis.call('GET', position) or '', '^%d+') or -1)
 if at >= sequence and not is_again then
   -- An ack whose caller did not wait for the answer was carried out; what follows was not tried.
-  redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', holder, 'tries', 0)
+  redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', refusal, 'tries', 0)
   redis.call('ZADD', due, 0, root)
   return { 'ok' }
 end
@@ -36,12 +37,12 @@ if is_again or tries >= most_tries then
   if not is_again then
     advance(position, lease, sequence, id)
   end
-  redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', holder, 'again', left)
+  redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', refusal, 'again', left)
   redis.call('ZADD', due, 0, root)
   return { 'buried' }
 end
 local free = delay > 0 and now + delay or 0
-redis.call('HSET', lease, 'holder', '-', 'until', string.format('%.0f', free), 'by', holder,
+redis.call('HSET', lease, 'holder', '-', 'until', string.format('%.0f', free), 'by', refusal,
   'of', string.format('%.0f', sequence), 'tries', tries)
 redis.call('ZADD', due, free, root)
 return { 'ok' }
