@@ -443,6 +443,8 @@ class Worker:
     # Leases that are kept: what comes next of such an aggregate is delivered as it is heard
 
     def _keep(self, held: Held) -> None:
+        if self._held.get(held.aggregate) is not held:
+            return  # all was given back meanwhile
         held.rest()
         held.kept_since = _now()
         self._kept[held.aggregate] = held
@@ -718,9 +720,9 @@ class Worker:
         held.hear(change)
         if aggregate not in self._kept:
             return
-        if held.was_rung:
-            self._give_back([held])
-        elif held.leased.events:
+        if held.was_rung or not held.leased.events:
+            self._give_back([held])  # the server says what there is, or passes over what it is
+        else:
             del self._kept[aggregate]
             self._offer(held)
 
