@@ -197,7 +197,6 @@ class Held:
     delivery: Callable[[], Delivery | None] | None = None  # what is in progress, or was
     task: asyncio.Task[Any] | None = None  # that took the delivery
     was_rung: bool = False  # more was appended since we asked last
-    kept_since: float = 0.0  # without anything to do
     is_leaving: bool = False  # its lease is given back
 
     def hear(self, change: Change) -> None:

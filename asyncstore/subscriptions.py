@@ -87,7 +87,7 @@ class Subscription:
         """
         terms = self._worker.terms
         ends = None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
-        for domain in await self._worker.domains():
+        for domain in await self._worker.domains.now():
             left = None if ends is None else max(ends - time.monotonic(), 0.0)
             await self._progress.wait_until_caught_up(
                 terms.handler, domain, edition=terms.edition, timeout=left

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import weakref
 from collections import deque
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from uuid import uuid4
 
 import anyio
 
+from asyncstore import keeping
 from asyncstore.deliveries import Delivery, Held, Step
 from asyncstore.errors import (
     AsyncStoreError,
@@ -25,11 +25,13 @@ from asyncstore.errors import (
     StoreClosed,
 )
 from asyncstore.feeding import Feeder, Pace
+from asyncstore.keeping import Kept
 from asyncstore.keys import ALL
 from asyncstore.memory import Memory
 from asyncstore.observing import ERROR, HANDLER, SEQUENCE, UNOBSERVED, named, observed
+from asyncstore.scouting import Domains
 from asyncstore.sharing import all_of
-from asyncstore.values import FIRST, Aggregate
+from asyncstore.values import Aggregate
 from asyncstore.worklist import GIVE_BACK, KEEP, NotLeased, Wanted, Worklist
 
 if TYPE_CHECKING:
@@ -53,9 +55,7 @@ _log = logging.getLogger(__name__)
 
 _FEEDER: Final = "feeder"  # the name of such a task
 _RENEWED_AT_ONCE: Final = 100
-_SCOUT_PAUSE: Final = 1.0  # seconds after a failure
 _CORRUPT_PAUSE: Final = 1.0
-_SOON: Final = 1.0  # seconds from one event of an aggregate to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +85,21 @@ class Worker:
         self._keys = means.keys
         self._doorbell = means.doorbell
         self._sweeper = means.sweeper
-        self._registry = means.registry
         self._writer = means.writer
-        self._domain = domain
         self._sweep = sweep
         self._name = uuid4().hex
         self._leases = 0  # that were asked for
-        self._domains: set[str] = set()  # where we work
+        self.domains = Domains(domain, terms, means.registry, means.keys, self._look_now)
         self._worklists: dict[Place, Worklist] = {}
         self._feeders: dict[Node, Feeder] = {}
-        self._to_scout: set[str] = set()  # tags under which there may be new domains
-        self._scout_wake = asyncio.Event()
         self._held: dict[Aggregate, Held] = {}
         self._ready: deque[Held] = deque()  # with events that nobody has yet
         self._errors: deque[AsyncStoreError] = deque()  # to be raised where deliveries are taken
         self._memory = Memory()
-        self._kept: dict[Aggregate, Held] = {}  # all is handled, and more is to come soon
+        self._kept = Kept(lambda some: self._start(self._end_leases(some)))
         self._pace = Pace()
         self._takers: deque[asyncio.Future[None]] = deque()
         self._settled = asyncio.Event()
-        self._reviewing: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._state = "new"
 
@@ -115,12 +110,11 @@ class Worker:
         if self._state != "new":
             raise StoreClosed("a subscription is entered once: call store.subscribe() again")
         try:
-            self._domains = await self._begin()
+            await self.domains.begin()
             self._state = "open"
             self._doorbell.enlist(self)
             self._start(self._renew())
-            if self._domain is None:
-                self._start(self._scout())
+            self._start(self.domains.scout())
             self._sweeper.join(self, self._sweep)
         except BaseException:
             self._state = "closed"
@@ -145,8 +139,7 @@ class Worker:
     async def _leave(self) -> None:
         """Give all back, and hear nothing more."""
         await self._sweeper.leave(self)
-        if self._reviewing is not None:
-            self._reviewing.cancel()
+        self._kept.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -166,7 +159,6 @@ class Worker:
             self._state = "closing"
         for feeder in self._feeders.values():
             feeder.wake()
-        self._scout_wake.set()
         for taker in self._takers:
             if not taker.done():
                 taker.set_result(None)
@@ -306,8 +298,8 @@ class Worker:
         held.task = asyncio.current_task()
         self._pace.took(_now() - held.offered)
         self._give_back_surplus()
-        if self._kept and all(taker.done() for taker in self._takers):
-            self._give_back(list(self._kept.values()))  # nobody here is free, elsewhere may be
+        if all(taker.done() for taker in self._takers):
+            self._kept.give_back()  # nobody is free here, somebody else may be
         if self.share():
             for feeder in self._feeders.values():
                 if feeder.lacks_room:
@@ -402,7 +394,7 @@ class Worker:
 
     def _keeps(self, held: Held) -> bool:
         """Whether more is likely to come soon of an aggregate, and somebody will be free for it."""
-        return not self._ready and self._memory.when(held.aggregate) > _now() - _SOON
+        return not self._ready and self._memory.when(held.aggregate) > _now() - keeping.SOON
 
     async def _acked(self, step: Step, outcome: str) -> None:
         """Take notice of what the server says of an ack."""
@@ -446,27 +438,9 @@ class Worker:
         if self._held.get(held.aggregate) is not held:
             return  # all was given back meanwhile
         held.rest()
-        held.kept_since = _now()
-        self._kept[held.aggregate] = held
+        self._kept.add(held)
         if held.was_rung or not self.is_open():
-            self._give_back([held])
-        elif self._reviewing is None:
-            self._reviewing = asyncio.get_running_loop().call_later(_SOON, self._review_kept)
-
-    def _review_kept(self) -> None:
-        """Give back what nothing has come of."""
-        since = _now() - _SOON
-        self._give_back([held for held in self._kept.values() if held.kept_since <= since])
-        self._reviewing = None
-        if self._kept and self.is_open():
-            self._reviewing = asyncio.get_running_loop().call_later(_SOON, self._review_kept)
-
-    def _give_back(self, kept: list[Held]) -> None:
-        for held in kept:
-            del self._kept[held.aggregate]
-            held.is_leaving = True
-        if kept:
-            self._start(self._end_leases(kept))
+            self._kept.give_back([held])
 
     async def _end_leases(self, kept: list[Held]) -> None:
         """Give leases back; where there is more to do, by what the server says, do that."""
@@ -539,7 +513,7 @@ class Worker:
     def _let_go(self, held: Held, *, is_due: bool) -> None:
         if self._held.get(held.aggregate) is held:
             del self._held[held.aggregate]
-            self._kept.pop(held.aggregate, None)
+            self._kept.drop(held)
         if is_due:
             self._feeder_of(held.worklist.tag).add(held.aggregate)
 
@@ -633,6 +607,9 @@ class Worker:
         """Look at the worklist of an aggregate in so many seconds, or before."""
         self._look_at(self.place_of(aggregate), seconds)
 
+    def _look_now(self, place: Place) -> None:
+        self._look_at(place, 0)
+
     def _look_at(self, place: Place, seconds: float) -> None:
         self._feeder_of(place[1]).look_by(place, _now() + seconds)
 
@@ -647,57 +624,11 @@ class Worker:
             self._start(feeder.run(), _FEEDER)
         return self._feeders[node]
 
-    # Domains
-
-    async def _begin(self) -> set[str]:
-        """Register the handler; return the domains that it works on."""
-        if self._domain is None:
-            return await self._registry.begin_everywhere(self.terms)
-        await self._registry.begin(self._domain, self.terms)
-        return {self._domain}
-
-    async def domains(self) -> list[str]:
-        """Return the domains that it works on, those included that have just come up."""
-        if self._domain is None:
-            await self._scout_in(self._keys.tags())
-        return sorted(self._domains)
-
-    async def _scout(self) -> None:
-        """Look which domains are under the tags that have changed."""
-        while self.is_open():
-            self._scout_wake.clear()
-            tags, self._to_scout = self._to_scout, set()
-            try:
-                await self._scout_in(sorted(tags))
-            except StoreClosed:
-                raise
-            except AsyncStoreError as error:
-                _log.warning(
-                    "%s waits: %s", self.terms.handler, error, extra={HANDLER: self.terms.handler}
-                )
-                self._to_scout |= tags
-                await asyncio.sleep(_SCOUT_PAUSE * random.uniform(0.5, 1.0))  # noqa: S311
-                continue
-            await self._scout_wake.wait()
-
-    async def _scout_in(self, tags: Sequence[str]) -> None:
-        for tag, domains in (await self._registry.domains(tags)).items():
-            for domain in domains:
-                if domain not in self._domains:
-                    await self._registry.begin(domain, self.terms, FIRST)
-                    self._domains.add(domain)
-                self._look_at((domain, tag), 0)
-
     # What the sweeper calls
 
     def moved(self, tags: Sequence[str]) -> None:
         """Look at what there is under these tags."""
-        if self._domain is None:
-            self._to_scout.update(tags)
-            self._scout_wake.set()
-            return
-        for tag in tags:
-            self._look_at((self._domain, tag), 0)
+        self.domains.moved(tags)
 
     # What the doorbell calls
 
@@ -705,9 +636,8 @@ class Worker:
         """Note which aggregates have changed."""
         if ring.edition != self.terms.edition:
             return
-        if ring.domain not in self._domains:
-            if self._domain is None:
-                self.moved([self._keys.tag_of(change.root) for change in ring.changes()])
+        if ring.domain not in self.domains:
+            self.domains.heard_of_another(ring)
             return
         for change in ring.changes():
             self._changed(Aggregate(ring.domain, change.root, ring.edition), change)
@@ -718,12 +648,12 @@ class Worker:
             self._feeder_of(self._keys.tag_of(aggregate.root)).hear(aggregate)
             return
         held.hear(change)
-        if aggregate not in self._kept:
+        if held not in self._kept:
             return
         if held.was_rung or not held.leased.events:
-            self._give_back([held])  # the server says what there is, or passes over what it is
+            self._kept.give_back([held])  # the server says what there is, or passes over it
         else:
-            del self._kept[aggregate]
+            self._kept.drop(held)
             self._offer(held)
 
     def missed(self, tags: Collection[str]) -> None:
@@ -736,7 +666,7 @@ class Worker:
 
     async def _register_again(self) -> None:
         try:
-            await self._registry.keep(self._domain, sorted(self._domains), self.terms)
+            await self.domains.keep()
         except AsyncStoreError as error:
             _log.warning(
                 "%s was not registered again: %s",

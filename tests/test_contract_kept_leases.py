@@ -18,7 +18,7 @@ from asyncstore import (
     LeaseLost,
     Store,
     Subscription,
-    worker,
+    keeping,
 )
 from asyncstore.keys import Keys
 from asyncstore.worklist import Worklist
@@ -45,19 +45,20 @@ async def handle(store: Store, sub: Subscription, place: Aggregate, count: int) 
 
 
 def is_kept(sub: Subscription, place: Aggregate) -> bool:
-    return place in sub._worker._kept
+    held = sub._worker._held.get(place)
+    return held is not None and held in sub._worker._kept
 
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are kept for a moment that tests can wait for."""
-    monkeypatch.setattr(worker, "_SOON", SOON)
+    monkeypatch.setattr(keeping, "SOON", SOON)
 
 
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are kept until something happens."""
-    monkeypatch.setattr(worker, "_SOON", 1000.0)
+    monkeypatch.setattr(keeping, "SOON", 1000.0)
 
 
 @pytest.mark.usefixtures("long")

@@ -65,6 +65,8 @@ ORDER = [
     "feeding",
     "deliveries",
     "memory",
+    "keeping",
+    "scouting",
     "worker",
     "subscriptions",
     "running",
