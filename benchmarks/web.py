@@ -40,6 +40,15 @@ APPS = {
 }
 ROOT = Path(__file__).parent.parent
 
+# Not `uvicorn --fd`: it takes the socket for one of UNIX, and so sets no TCP_NODELAY. A response is
+# two writes, and the second would wait until the client acknowledges the first, up to 40 ms.
+SERVE = """
+import socket, sys, uvicorn
+app, descriptor = sys.argv[1:]
+config = uvicorn.Config(app, access_log=False, log_level="warning")
+uvicorn.Server(config).run([socket.socket(fileno=int(descriptor))])
+"""
+
 # Each request is for one of 10,000 orders; the body is an event of about 200 bytes.
 WRK = """
 local text = string.rep("x", 180)
@@ -70,9 +79,8 @@ def serving(app: str, url: str, profile: Path | None = None) -> Iterator[str]:
         if profile is not None:
             environment["BENCH_PROFILE"] = str(profile)
         descriptor = listening.fileno()
-        options = ["--fd", str(descriptor), "--no-access-log", "--log-level", "warning"]
         server = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "uvicorn", f"benchmarks.web_app:{app}", *options],
+            [sys.executable, "-c", SERVE, f"benchmarks.web_app:{app}", str(descriptor)],
             cwd=ROOT,
             env=environment,
             pass_fds=[descriptor],

@@ -23,7 +23,13 @@ from fastapi import FastAPI, Request, Response
 
 from asyncstore import MAIN, Aggregate, Event, scripts
 from asyncstore.integrations import fastapi as integration
-from asyncstore.integrations.fastapi import IdempotencyKey, IfMatch, etag, problem_responses
+from asyncstore.integrations.fastapi import (
+    etag,
+    expected_of,
+    header_parameters,
+    idempotency_key_of,
+    problem_responses,
+)
 from benchmarks.sides import Append, client_of, script_call
 from examples import orders
 from examples.fastapi_orders.app import OnEdition
@@ -74,16 +80,19 @@ def twin(append: Callable[[Any, Aggregate, Event], Awaitable[int]]) -> FastAPI:
     )
     integration.install_error_handlers(app, own=True)
 
-    @app.post("/orders/{order_id}/notes", status_code=201)
+    @app.post(
+        "/orders/{order_id}/notes",
+        status_code=201,
+        openapi_extra=header_parameters("If-Match", "Idempotency-Key"),
+    )
     async def add_note(
         order_id: OrderId,
         body: orders.Note,
         request: Request,
-        expected: IfMatch,
-        key: IdempotencyKey,
         response: Response,
         edition: OnEdition = MAIN,
     ) -> Done:
+        expected_of(request), idempotency_key_of(request)
         noted = Event("NoteAdded", {"text": body.text})
         order = orders.aggregate(order_id, edition)
         sequence = await append(request.app.state.redis, order, noted)

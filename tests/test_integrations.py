@@ -13,11 +13,13 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import fastapi
 import httpx
 import pytest
 
 import asyncstore
 from asyncstore import ANY, NEW, Aggregate, Durability, Event, embedded, errors
+from asyncstore.integrations import fastapi as on_fastapi
 from asyncstore.integrations import http
 from asyncstore.integrations.http import LiveEvents, expected_of, key_of, problem_of
 from tests.builders import numbered
@@ -129,6 +131,30 @@ async def test_none_of_several_headers_is_passed_over(
     both = await client.get("/live/1", headers=[("Last-Event-ID", "1"), ("Last-Event-ID", "2")])
     assert (both.status_code, both.json()["argument"]) == (422, "Last-Event-ID")
     assert await store.events.read(ORDER) == []
+
+
+def test_headers_are_documented_alike_whoever_reads_them() -> None:
+    app = fastapi.FastAPI()
+    names = ["If-Match", "If-None-Match", "Idempotency-Key", "Last-Event-ID"]
+
+    @app.get("/read", openapi_extra=on_fastapi.header_parameters(*names))
+    async def read() -> None: ...
+
+    @app.get("/declared")
+    async def declared(
+        expected: on_fastapi.Expected,
+        key: on_fastapi.IdempotencyKey,
+        last: on_fastapi.LastEventId,
+    ) -> None: ...
+
+    paths = app.openapi()["paths"]
+    by_hand, by_type = (paths[path]["get"]["parameters"] for path in ("/read", "/declared"))
+    assert [header["name"] for header in by_hand] == names
+    for header in by_type:  # FastAPI says these twice
+        del header["schema"]["title"], header["schema"]["description"]
+    assert by_hand == by_type
+    with pytest.raises(asyncstore.InvalidValue, match="'ETag' is none of If-Match, If-None-Match"):
+        on_fastapi.header_parameters("ETag")
 
 
 async def test_headers_that_contradict_one_another() -> None:

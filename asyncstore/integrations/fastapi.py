@@ -17,7 +17,7 @@ async def live(order: str, store: Store, last: LastEventId):
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Final, TypeAlias, Unpack
@@ -26,13 +26,12 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
-from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 import asyncstore
-from asyncstore.errors import AsyncStoreError, StoreClosed
+from asyncstore.errors import AsyncStoreError, InvalidValue, StoreClosed
 from asyncstore.integrations import http
 from asyncstore.integrations.http import etag, event_json, events_json
 from asyncstore.names import check_seconds
@@ -49,6 +48,9 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "IfMatch",
     "IdempotencyKey",
     "LastEventId",
+    "expected_of",
+    "idempotency_key_of",
+    "header_parameters",
     # responses
     "etag",
     "event_json",
@@ -111,61 +113,82 @@ Store: TypeAlias = Annotated[asyncstore.Store, Depends(store_of)]
 # What OpenAPI says of a header is checked where the header is understood, not by FastAPI, which
 # also passes over all but one where a header comes several times.
 
-_IfMatch: TypeAlias = Annotated[
-    str | SkipJsonSchema[None],
-    Header(
-        alias="If-Match",
-        description="The ETag that was read: the change is made only if nothing is new since.",
-        json_schema_extra={"pattern": http.IF_MATCH_PATTERN},
+_HEADERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+    "If-Match": (
+        "The ETag that was read: the change is made only if nothing is new since.",
+        {"pattern": http.IF_MATCH_PATTERN},
     ),
-]
-_IfNoneMatch: TypeAlias = Annotated[
-    str | SkipJsonSchema[None],
-    Header(
-        alias="If-None-Match",
-        description="`*`: the change is made only if there are no events yet.",
-        json_schema_extra={"const": "*"},
+    "If-None-Match": ("`*`: the change is made only if there are no events yet.", {"const": "*"}),
+    "Idempotency-Key": (
+        "Sent again with the same key, the change is made once, and answered so.",
+        {"pattern": http.KEY_PATTERN},
     ),
-]
+    "Last-Event-ID": (
+        "The id of the last event that came; those after it follow.",
+        {"pattern": http.LAST_EVENT_ID_PATTERN},
+    ),
+}
+
+
+def _documented(name: str) -> Any:
+    description, schema = _HEADERS[name]
+    schema = {"type": "string", **schema}
+    return Header(alias=name, description=description, json_schema_extra=schema)
+
+
+# Any: FastAPI has nothing to check, and takes longer for each type that a union has.
+_IfMatch: TypeAlias = Annotated[Any, _documented("If-Match")]
+_IfNoneMatch: TypeAlias = Annotated[Any, _documented("If-None-Match")]
+_IdempotencyKey: TypeAlias = Annotated[Any, _documented("Idempotency-Key")]
+_LastEventId: TypeAlias = Annotated[Any, _documented("Last-Event-ID")]
 
 
 def _header(request: Request, name: str) -> str | None:
     return http.header_of(request.headers.getlist(name))
 
 
-async def _if_match(request: Request, if_match: _IfMatch = None) -> asyncstore.Expected:
+def expected_of(request: Request) -> asyncstore.Expected:
+    """Return the expected sequence that If-Match or If-None-Match names: `http.expected_of`."""
     return http.expected_of(_header(request, "If-Match"), _header(request, "If-None-Match"))
+
+
+def idempotency_key_of(request: Request) -> str | None:
+    """Return the key that the header Idempotency-Key names."""
+    return http.key_of(_header(request, "Idempotency-Key"))
+
+
+def header_parameters(*names: str) -> dict[str, Any]:
+    """Return what `openapi_extra=` of a route says of headers that it reads from the request.
+
+    Those are If-Match, If-None-Match, Idempotency-Key and Last-Event-ID. What reads them by
+    `Expected`, `IfMatch`, `IdempotencyKey` and `LastEventId` has them documented by itself.
+    """
+    unknown = [name for name in names if name not in _HEADERS]
+    if unknown:
+        raise InvalidValue("names", f"{unknown[0]!r} is none of {', '.join(_HEADERS)}")
+    return {"parameters": [_parameter(name, *_HEADERS[name]) for name in names]}
+
+
+def _parameter(name: str, description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    where = {"name": name, "in": "header", "required": False}
+    return {**where, "description": description, "schema": {"type": "string", **schema}}
+
+
+async def _if_match(request: Request, if_match: _IfMatch = None) -> asyncstore.Expected:
+    return expected_of(request)
 
 
 async def _expected(
     request: Request, if_match: _IfMatch = None, if_none_match: _IfNoneMatch = None
 ) -> asyncstore.Expected:
-    return await _if_match(request)
+    return expected_of(request)
 
 
-async def _idempotency_key(
-    request: Request,
-    idempotency_key: Annotated[
-        str | SkipJsonSchema[None],
-        Header(
-            description="Sent again with the same key, the change is made once, and answered so.",
-            json_schema_extra={"pattern": http.KEY_PATTERN},
-        ),
-    ] = None,
-) -> str | None:
-    return http.key_of(_header(request, "Idempotency-Key"))
+async def _idempotency_key(request: Request, idempotency_key: _IdempotencyKey = None) -> str | None:
+    return idempotency_key_of(request)
 
 
-async def _last_event_id(
-    request: Request,
-    last_event_id: Annotated[
-        str | SkipJsonSchema[None],
-        Header(
-            description="The id of the last event that came; those after it follow.",
-            json_schema_extra={"pattern": http.LAST_EVENT_ID_PATTERN},
-        ),
-    ] = None,
-) -> str | None:
+async def _last_event_id(request: Request, last_event_id: _LastEventId = None) -> str | None:
     return _header(request, "Last-Event-ID")
 
 

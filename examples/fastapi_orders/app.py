@@ -25,8 +25,12 @@ from asyncstore.integrations.fastapi import (
     etag_responses,
     event_stream,
     events_json,
+    expected_of,
+    header_parameters,
+    idempotency_key_of,
     problem_response,
     problem_responses,
+    store_of,
 )
 from examples import orders
 from examples.orders import Done, Edition, Limit, Moment, OrderId, Sequence
@@ -108,18 +112,24 @@ async def cancel_order(change: Change) -> Done:
     return await change(orders.cancel)
 
 
-@app.post("/orders/{order_id}/notes", status_code=201, responses=CREATED)
+# Notes come often. The store and the headers as dependencies would cost FastAPI more time than the
+# append costs the store: they are read from the request.
+@app.post(
+    "/orders/{order_id}/notes",
+    status_code=201,
+    responses=CREATED,
+    openapi_extra=header_parameters("If-Match", "Idempotency-Key"),
+)
 async def add_note(
     order_id: OrderId,
     body: orders.Note,
-    store: Store,
-    expected: IfMatch,
-    key: IdempotencyKey,
+    request: Request,
     response: Response,
     edition: OnEdition = MAIN,
 ) -> Done:
     """Add a note."""
-    order = orders.aggregate(order_id, edition)
+    store, order = await store_of(request), orders.aggregate(order_id, edition)
+    expected, key = expected_of(request), idempotency_key_of(request)
     return done(await orders.add_note(store, order, body, expected, key), response)
 
 
