@@ -9,6 +9,7 @@ precondition, which they would pass over; only what appends is another: redis-py
 # FastAPI reads annotations when it runs: no `from __future__ import` here.
 
 import collections
+import gc
 import json
 import os
 import signal
@@ -44,6 +45,8 @@ async def _redis(app: FastAPI) -> AsyncIterator[None]:
     client = client_of(os.environ["REDIS_URL"])
     await client.script_load(scripts.APPEND.source)
     app.state.redis = client
+    gc.collect()  # as the example does
+    gc.freeze()
     try:
         yield
     finally:
@@ -92,7 +95,8 @@ def twin(append: Callable[[Any, Aggregate, Event], Awaitable[int]]) -> FastAPI:
         response: Response,
         edition: OnEdition = MAIN,
     ) -> Done:
-        expected_of(request), idempotency_key_of(request)
+        expected_of(request)  # what can't be understood is refused
+        idempotency_key_of(request)
         noted = Event("NoteAdded", {"text": body.text})
         order = orders.aggregate(order_id, edition)
         sequence = await append(request.app.state.redis, order, noted)
