@@ -33,6 +33,7 @@ DESTINATION: Final = "messaging.destination.name"
 EDITION: Final = "asyncstore.edition"
 ROOT: Final = "asyncstore.root"
 SEQUENCE: Final = "asyncstore.sequence"
+EVENT_COUNT: Final = "asyncstore.event.count"
 ATTEMPT: Final = "asyncstore.attempt"
 ERROR: Final = "error.type"
 

@@ -45,6 +45,7 @@ from asyncstore.observing import (
     DOMAIN,
     EDITION,
     ERROR,
+    EVENT_COUNT,
     HANDLER,
     ROOT,
     SEQUENCE,
@@ -76,7 +77,13 @@ _SCHEMA: Final = "https://opentelemetry.io/schemas/1.45.0"
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _SETTLING: Final = frozenset({"ack", "nack"})
 _OF_CALLS: Final = frozenset({"update"})  # made of other calls, which have their own spans
-_SECONDS: Final = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+# The conventions' boundaries, and finer ones below: a call takes a tenth of a millisecond.
+_SHORT: Final = (0.0001, 0.00025, 0.0005)
+_CALLS: Final = (*_SHORT, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+_HANDLING: Final = (
+    *_SHORT, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
+    7.5, 10.0,
+)  # fmt: skip
 _AGES: Final = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0, 86_400.0)
 _DEFAULT_PORT: Final = 6379
 
@@ -148,15 +155,15 @@ class _Instruments:
         self._stores: weakref.WeakSet[_Telemetry] = weakref.WeakSet()
         self.duration = meter.create_histogram(
             "db.client.operation.duration", "s", "How long calls took.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            explicit_bucket_boundaries_advisory=_CALLS,
         )  # fmt: skip
         self.process = meter.create_histogram(
             "messaging.process.duration", "s", "How long handlers took.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            explicit_bucket_boundaries_advisory=_HANDLING,
         )  # fmt: skip
         self.settle = meter.create_histogram(
             "messaging.client.operation.duration", "s", "How long acks and nacks took.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            explicit_bucket_boundaries_advisory=_HANDLING,
         )  # fmt: skip
         self.age = meter.create_histogram(
             "asyncstore.handler.event.age", "s", "How old events were when a handler got them.",
@@ -166,6 +173,9 @@ class _Instruments:
         self.appends = count("asyncstore.appends", "{append}", "Appends that stored events.")
         self.events = count("asyncstore.events", "{event}", "Events that were appended.")
         self.conflicts = count("asyncstore.conflicts", "{append}", "Appends refused at a sequence.")
+        self.consumed = count(
+            "messaging.client.consumed.messages", "{message}", "Events that handlers got."
+        )
         gauge = meter.create_gauge
         self.behind = gauge("asyncstore.handler.lag", "{event}", "Events not handled yet.")
         self.oldest = gauge("asyncstore.handler.lag.age", "s", "The age of the oldest of them.")
@@ -306,6 +316,7 @@ class _Telemetry:
         links = [link for event in delivery.events if (link := _link_to(event)) is not None]
         age = (datetime.now(UTC) - delivery.event.time).total_seconds()
         self.instruments.age.record(max(age, 0.0), labels)
+        self.instruments.consumed.add(len(delivery.events), labels)
         began = perf_counter()
         with self._span(name, SpanKind.CONSUMER, {**labels, **facts}, links) as span:
             processing = _Processing(span)
@@ -375,9 +386,7 @@ class _Telemetry:
     def _note_result(self, span: Span, call: _Call, result: object) -> None:
         if isinstance(result, Appended):
             count = result.last_sequence - result.first_sequence + 1
-            span.set_attribute(SEQUENCE, result.first_sequence)
-            if count > 1:
-                span.set_attribute("db.operation.batch.size", count)
+            span.set_attributes({SEQUENCE: result.first_sequence, EVENT_COUNT: count})
             if result.duplicate:
                 span.set_attribute("asyncstore.duplicate", True)
             elif count and call.name not in _OF_CALLS:
@@ -458,11 +467,12 @@ def _address(settings: Settings) -> Attributes:
     parts = [urlsplit(url) for url in settings.urls or (settings.url or "",)]
     if parts[0].scheme == "unix":
         return {SERVER_ADDRESS: parts[0].path}
-    address: Attributes = {
-        SERVER_ADDRESS: ",".join(dict.fromkeys(part.hostname or "" for part in parts))
-    }
-    ports = {part.port or _DEFAULT_PORT for part in parts}
-    return {**address, "server.port": ports.pop()} if len(ports) == 1 else address
+    places = [(part.hostname or "", part.port or _DEFAULT_PORT) for part in parts]
+    ports = {port for _, port in places}
+    if len(ports) > 1:
+        return {SERVER_ADDRESS: ",".join(f"{host}:{port}" for host, port in places)}
+    hosts = dict.fromkeys(host for host, _ in places)
+    return {SERVER_ADDRESS: ",".join(hosts), "server.port": ports.pop()}
 
 
 def _namespace(settings: Settings) -> str:

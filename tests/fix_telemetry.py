@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
+from opentelemetry.sdk.metrics.export import (
+    DataPointT,
+    HistogramDataPoint,
+    InMemoryMetricReader,
+    NumberDataPoint,
+)
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -43,20 +48,32 @@ class Seen:
     def forget(self) -> None:
         self._exporter.clear()
 
-    def measured(self, name: str) -> list[tuple[dict[str, Any], float]]:
-        """Return what a metric has: attributes, and the value or how often it was measured."""
+    def points(self, name: str) -> list[DataPointT]:
         data = self._reader.get_metrics_data()
         return [
-            (
-                dict(point.attributes or {}),
-                point.value if isinstance(point, NumberDataPoint) else point.count,
-            )
+            point
             for resource in (data.resource_metrics if data else ())
             for scope in resource.scope_metrics
             for metric in scope.metrics
             if metric.name == name
             for point in metric.data.data_points
         ]
+
+    def measured(self, name: str) -> list[tuple[dict[str, Any], float]]:
+        """Return what a metric has: attributes, and the value or how often it was measured."""
+        return [
+            (
+                dict(point.attributes or {}),
+                point.value if isinstance(point, NumberDataPoint) else point.count,
+            )
+            for point in self.points(name)
+        ]
+
+    def boundaries(self, name: str) -> list[float]:
+        """Return the boundaries of the buckets of a histogram."""
+        (point,) = self.points(name)
+        assert isinstance(point, HistogramDataPoint)
+        return list(point.explicit_bounds)
 
     def value(self, name: str, **wanted: str) -> float:
         """Return the sum of a metric's points that have these attributes, `_` for each dot."""

@@ -107,12 +107,35 @@ async def test_an_append(store: Store, seen: Seen, order: Aggregate) -> None:
         "db.namespace": "0",
         "db.operation.name": "append",
         "db.collection.name": "orders",
-        "db.operation.batch.size": 3,
+        "asyncstore.event.count": 3,
         "asyncstore.sequence": 0,
     }
     assert seen.value("asyncstore.appends", db_collection_name="orders") == 1
     assert seen.value("asyncstore.events", db_collection_name="orders") == 3
     assert seen.value("db.client.operation.duration", db_operation_name="append") == 1
+    assert "db.operation.batch.size" not in facts(span), "one operation that has three operands"
+
+
+@pytest.mark.parametrize(
+    ("name", "conventional"),
+    [
+        ("db.client.operation.duration", (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)),
+        (
+            "messaging.process.duration",
+            (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+        ),
+    ],
+)
+async def test_boundaries_are_those_of_the_conventions_and_finer_ones(
+    store: Store, seen: Seen, order: Aggregate, name: str, conventional: tuple[float, ...]
+) -> None:
+    await store.events.append(order, numbered(1), expected=NEW)
+    async with store.subscribe("mailer", "orders") as sub:
+        with (await anext(sub)).observed():
+            pass
+    bounds = seen.boundaries(name)
+    assert set(conventional) <= set(bounds)
+    assert bounds[0] == 0.0001, "an append takes as long"
 
 
 async def test_reading_and_loading(store: Store, seen: Seen, order: Aggregate) -> None:
@@ -269,7 +292,9 @@ def test_the_address_is_that_of_the_settings(
 
 def test_the_address_of_a_cluster() -> None:
     settings = asyncstore.Settings(urls=["redis://:pw@a:1", "redis://b:2"])
-    assert telemetry._address(settings) == {"server.address": "a,b"}
+    assert telemetry._address(settings) == {"server.address": "a:1,b:2"}
+    settings = asyncstore.Settings(urls=["redis://:pw@a", "redis://b:6379", "redis://a"])
+    assert telemetry._address(settings) == {"server.address": "a,b", "server.port": 6379}
 
 
 def test_nobody_pays_for_what_was_not_asked_for() -> None:
@@ -355,6 +380,7 @@ async def test_a_handler_links_to_an_append_of_another_store(
     assert elsewhere.value("messaging.process.duration", **name) == 1
     assert elsewhere.value("messaging.client.operation.duration", **name) == 1
     assert elsewhere.value("asyncstore.handler.event.age", **name) == 1
+    assert elsewhere.value("messaging.client.consumed.messages", **name) == 1
 
 
 async def test_a_handler_that_fails(
@@ -403,6 +429,7 @@ async def test_a_batch_links_to_each_append(store: Store, seen: Seen, order: Agg
     span = seen.span("process orders")
     assert linked(span) == ids_of(seen.spans("append orders"))
     assert facts(span)["messaging.batch.message_count"] == 3
+    assert seen.value("messaging.client.consumed.messages") == 3
     assert "messaging.message.id" not in facts(span)
     assert is_child(seen.span("projecting"), span)
 

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pydantic
@@ -92,6 +93,56 @@ class StructPlaced(msgspec.Struct, frozen=True, tag="placed"):
     when: datetime
     lines: list[Line] = []
     notes: dict[str, int] = {}
+
+
+@dataclass
+class Address:
+    street: str
+
+
+@dataclass
+class ForeignAddress(Address):
+    country: str
+
+
+@dataclass
+class Held:
+    what: Any
+
+
+@dataclass(eq=False)
+class NoEquality:
+    number: int
+
+
+class AddressStruct(msgspec.Struct):
+    street: str
+
+
+class ForeignStruct(AddressStruct):
+    country: str
+
+
+class StructHeld(msgspec.Struct):
+    address: AddressStruct
+
+
+class AddressModel(pydantic.BaseModel):
+    street: str
+
+
+class ForeignModel(AddressModel):
+    country: str
+
+
+class Partly(pydantic.BaseModel):
+    left_out: int = pydantic.Field(default=0, exclude=True)
+
+
+class ModelHeld(pydantic.BaseModel, extra="allow"):
+    address: AddressModel | None = None
+    secret: pydantic.SecretStr | None = None
+    partly: Partly | None = None
 
 
 def protobuf_class() -> Any:
@@ -190,6 +241,46 @@ class TestKinds:
             shop.to_event(value)
         assert caught.value.fields == fields
         assert_shows_no_data(caught.value)
+
+    @pytest.mark.parametrize(
+        ("value", "fields"),
+        [
+            (Held(ForeignAddress("Elm Street", "DE")), "what"),
+            (Held(NOON), "what"),
+            (Held({"at": [NOON]}), "what"),
+            (StructHeld(ForeignStruct("Elm Street", "DE")), "address"),
+            (ModelHeld(address=ForeignModel(street="Elm Street", country="DE")), "address"),
+            (ModelHeld(secret=pydantic.SecretStr(MARK)), "secret"),
+            (ModelHeld(partly=Partly(left_out=7)), "partly"),
+            (ModelHeld.model_validate({"more": NOON}), "__pydantic_extra__"),
+        ],
+        ids=["subclass", "any", "within", "struct", "model", "masked", "excluded", "extra"],
+    )
+    def test_what_would_come_back_as_something_else_is_refused(
+        self, value: Any, fields: str
+    ) -> None:
+        shop = Registry()
+        shop.event("Placed")(type(value))
+        with pytest.raises(InvalidEvent, match="it would come back as something else") as caught:
+            shop.to_event(value)
+        assert caught.value.fields == fields
+        assert_shows_no_data(caught.value)
+
+    @pytest.mark.parametrize(
+        ("wanted", "what"),
+        [
+            (Sequence[int], (1, 2)),
+            (dict[str, list[Sequence[int]]], {"lines": [(1, 2)]}),
+            (datetime, datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin"))),
+            (NoEquality, NoEquality(7)),
+        ],
+        ids=["tuple", "within", "zone", "no-equality"],
+    )
+    def test_what_is_as_good_as_before_is_taken(self, wanted: Any, what: Any) -> None:
+        made = dataclasses.make_dataclass("Held", [("what", wanted)])
+        shop = Registry()
+        shop.event("Placed")(made)
+        assert shop.from_event(stored(shop.to_event(made(what)))) != made(what), "see to_event"
 
     def test_nan_in_json_is_refused(self) -> None:
         @dataclass

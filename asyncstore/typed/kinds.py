@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
+_NO_EQUALITY: Final[Any] = object.__eq__
 _PATH: Final = re.compile(r".* - at `\$\.?([\w.\[\]]*)`", re.DOTALL)
 
 
@@ -29,12 +32,21 @@ _PATH: Final = re.compile(r".* - at `\$\.?([\w.\[\]]*)`", re.DOTALL)
 class Kind:
     """How objects of one class become plain data and come back.
 
-    `blame` names the fields that an error of `load` is about; never what they hold.
+    `blame` names the fields that an error of `load` is about; never what they hold. `fields` are
+    those that could come back changed: a library may write less than there is, or read back
+    something else.
     """
 
     dump: Callable[[Any], Any]
     load: Callable[[Any], Any]
     blame: Callable[[Exception], str]
+    fields: tuple[str, ...]
+
+    def changed(self, value: Any, back: Any) -> list[str]:
+        """Return the names of the fields that have come back as something else."""
+        if value == back:
+            return []
+        return [name for name in self.fields if not _is_same(_of(value, name), _of(back, name))]
 
 
 def kind_of(cls: type) -> Kind:
@@ -96,7 +108,7 @@ def _pydantic(cls: type) -> Kind:
         # Below a field, and where extras are forbidden, a place may be a key of the data.
         return ", ".join(sorted({str(place[0]) for place in places if place} & fields.keys()))
 
-    return Kind(dump, load, blame)
+    return Kind(dump, load, blame, _fields_of(cls))
 
 
 # msgspec, and dataclasses by it
@@ -114,7 +126,7 @@ def _msgspec(cls: type) -> Kind:
     # Keys of JSON are text: those of a dict[int, …] are numbers again when they come back.
     dump = partial(msgspec.to_builtins, str_keys=True)
     load = partial(msgspec.convert, type=cls, str_keys=True)
-    return Kind(dump, load, _blame_msgspec)
+    return Kind(dump, load, _blame_msgspec, _fields_of(cls))
 
 
 def _blame_msgspec(error: Exception) -> str:
@@ -135,7 +147,7 @@ def _protobuf(cls: Any) -> Kind:
     def dump(value: Any) -> bytes:
         return bytes(value.SerializeToString(deterministic=True))
 
-    return Kind(dump, cls.FromString, lambda _: "")
+    return Kind(dump, cls.FromString, lambda _: "", ())  # its bytes are all of it
 
 
 _KINDS: Final = (
@@ -144,3 +156,43 @@ _KINDS: Final = (
     (_is_protobuf, _protobuf),
     (dataclasses.is_dataclass, _msgspec),
 )
+
+
+# What comes back
+
+
+def _is_same(value: Any, back: Any) -> bool:
+    """Whether what came back is as good as what went out.
+
+    A tuple may come back as a list, as where `Sequence[int]` is wanted; a moment in another zone;
+    objects that know no `==` are looked into.
+    """
+    if value == back:
+        return True
+    if isinstance(value, list | tuple) and isinstance(back, list | tuple):
+        return len(value) == len(back) and all(map(_is_same, value, back))
+    if isinstance(value, Mapping) and isinstance(back, Mapping):
+        return value.keys() == back.keys() and all(_is_same(value[key], back[key]) for key in value)
+    if isinstance(value, datetime) and isinstance(back, datetime):
+        return value.isoformat() == back.isoformat()  # where clocks are set back, == is never so
+    return type(value) is type(back) and _is_alike(value, back)
+
+
+def _is_alike(value: Any, back: Any) -> bool:
+    names = _fields_of(type(value))
+    if names:
+        return all(_is_same(_of(value, name), _of(back, name)) for name in names)
+    return type(value).__eq__ is _NO_EQUALITY  # nobody can tell
+
+
+def _of(value: Any, name: str) -> Any:
+    return getattr(value, name, None)  # a field without a value has no attribute
+
+
+def _fields_of(cls: Any) -> tuple[str, ...]:
+    """Return the names of the fields that two objects of a class are compared by."""
+    if dataclasses.is_dataclass(cls):
+        return tuple(field.name for field in dataclasses.fields(cls) if field.compare)
+    if hasattr(cls, "__pydantic_fields__"):
+        return (*cls.__pydantic_fields__, "__pydantic_extra__")
+    return tuple(getattr(cls, "__struct_fields__", ()))

@@ -87,14 +87,17 @@ class Schema:
     subject_of: SubjectOf | None
 
     def dump(self, value: Any) -> Any:
-        """Return the plain data of an object, which `load` is known to take back."""
+        """Return the plain data of an object, which `load` is known to make the same object of."""
         try:
             data = self.kind.dump(value)
-            self.kind.load(data)
+            changed = self.kind.changed(value, self.kind.load(data))
         except Exception as error:
             # Neither the text nor the chain of the error: both may show what the event holds.
             why = f"{type(error).__name__} when it was written and read back"
             raise InvalidEvent(self.type, self.version, why, self.kind.blame(error)) from None
+        if changed:
+            why = "it would come back as something else"
+            raise InvalidEvent(self.type, self.version, why, ", ".join(changed))
         return data
 
     def subject(self, value: Any) -> str | None:
