@@ -20,6 +20,7 @@ from asyncstore.errors import (
     UnsafeServer,
 )
 from asyncstore.observing import SERVER_ADDRESS
+from asyncstore.settings import is_throw_away
 from asyncstore.sharing import end_all, quickest
 from asyncstore.values import Durability
 
@@ -119,7 +120,7 @@ class Admission:
 
     async def _warn_if_nothing_is_kept(self, node: Node, info: checks.Said) -> None:
         # The save points cost a round trip, which a server with an AOF is spared.
-        if info.fields.get("aof_enabled") != "0" or self._settings.is_throw_away():
+        if info.fields.get("aof_enabled") != "0" or is_throw_away(self._settings):
             return
         if checks.keeps_nothing(info, await checks.ask_config(node.transport, "save")):
             _log.warning(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from asyncstore import codec, forms
 from asyncstore.errors import InvalidName, StoreUnavailable, UnexpectedReply
 from asyncstore.names import MAIN
-from asyncstore.settings import EMBEDDED
+from asyncstore.settings import EMBEDDED, is_throw_away
 from asyncstore.values import Aggregate
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _cluster(seen: _Seen) -> Verdict | None:
 def _aof(seen: _Seen) -> Verdict:
     if seen.has_aof:
         return _aof_that_is_on(seen.info)
-    if seen.settings.is_throw_away():
+    if is_throw_away(seen.settings):
         why = "the events go with the last user, as embedded:// says"
         return Verdict("warning", "off", why, "open embedded:///a/directory to keep them")
     if keeps_nothing(seen.info, seen.config):
@@ -384,7 +384,7 @@ def _aof_writes(seen: _Seen) -> Verdict | None:
 
 
 def _rdb(seen: _Seen) -> Verdict | None:
-    if seen.settings.is_throw_away():
+    if is_throw_away(seen.settings):
         return None
     if seen.info["rdb_last_bgsave_status"] != "ok":
         why = "there is no newer save, and with save points set the server refuses appends"
@@ -490,7 +490,7 @@ def _waitaof(seen: _Seen) -> Verdict | None:
 
 
 def _restart(seen: _Seen) -> Verdict | None:
-    if seen.settings.is_throw_away():
+    if is_throw_away(seen.settings):
         return None
     if seen.settings.backend == EMBEDDED:
         return Verdict("good", "asyncstore starts it", "it gets the same settings each time")

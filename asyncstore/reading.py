@@ -19,7 +19,7 @@ from asyncstore.names import (
     check_sequence,
     check_whole_number,
 )
-from asyncstore.recorded import Loaded, RecordedEvent
+from asyncstore.recorded import Loaded, RecordedEvent, event_of_member
 from asyncstore.snapshots import decode_or_warn
 from asyncstore.values import Aggregate, check_aggregate, check_moment
 
@@ -227,7 +227,7 @@ class Reader:
             )
             for member in members:
                 try:
-                    found.append(RecordedEvent.of_member(aggregate, places, member))
+                    found.append(event_of_member(aggregate, places, member))
                 except codec.Undecodable as error:
                     raise await self._corrupt(places, start, member, str(error)) from None
             if not go_on:
@@ -246,7 +246,7 @@ class Reader:
         places = self._keys.places(aggregate, diverges_at)
         for member in members:
             try:
-                event = RecordedEvent.of_member(aggregate, places, member)
+                event = event_of_member(aggregate, places, member)
             except codec.Undecodable as error:
                 return events, await self._corrupt(places, wanted.start, member, str(error))
             if wanted.until is not None:

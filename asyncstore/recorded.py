@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from asyncstore import codec
@@ -70,21 +70,6 @@ class RecordedEvent:
         self._extras = codec.Extras(
             idempotency_key=idempotency_key, correlation_id=correlation_id, source=source
         )
-
-    @classmethod
-    def of_member(cls, aggregate: Aggregate, places: Places, member: bytes) -> Self:
-        """Return the event that a member of a sorted set holds, its data not decoded yet.
-
-        Raises `codec.Undecodable` where the header can't be decoded.
-        """
-        event = cls.__new__(cls)
-        event._sequence, event._time, event._id, event._type, event._extras, event._body = (
-            codec.decode_member(member)
-        )
-        event._aggregate = aggregate
-        event._places = places
-        event._metadata = None
-        return event
 
     @property
     def aggregate(self) -> Aggregate:
@@ -199,6 +184,21 @@ class RecordedEvent:
             f"RecordedEvent(aggregate={self.aggregate!r}, sequence={self.sequence}, "
             f"type={self.type!r}, id={self.id!r}, time={self.time!r})"
         )
+
+
+def event_of_member(aggregate: Aggregate, places: Places, member: bytes) -> RecordedEvent:
+    """Return the event that a member of a sorted set holds, its data not decoded yet.
+
+    Raises `codec.Undecodable` where the header can't be decoded.
+    """
+    event = RecordedEvent.__new__(RecordedEvent)
+    event._sequence, event._time, event._id, event._type, event._extras, event._body = (
+        codec.decode_member(member)
+    )
+    event._aggregate = aggregate
+    event._places = places
+    event._metadata = None
+    return event
 
 
 def _made_of(fields: dict[str, Any], data: Any) -> RecordedEvent:

@@ -175,35 +175,6 @@ class Settings:
             return mask(self.url)
         return f"embedded://{Path(self.path or DEFAULT_DIRECTORY).absolute()}"
 
-    def server_url(self) -> str:
-        """Return the URL in the form that redis-py knows."""
-        return self._dialled(self.url or "")
-
-    def seeds(self) -> list[str]:
-        """Return the URLs of some nodes of a cluster, as redis-py knows them; [] for one server.
-
-        One URL is that of a cluster if it ends in `?cluster=true`. Without that, the server is
-        asked.
-        """
-        if self.urls:
-            return [self._dialled(url) for url in self.urls]
-        found = _CLUSTER.search(self.url or "")
-        return [self._dialled(self.url or "")] if found and found[1] == "true" else []
-
-    def _dialled(self, url: str) -> str:
-        return _with_password(_for_redis_py(url), self.password)
-
-    def embedded_directory(self) -> Path | None:
-        """Return the directory of the embedded server's data; None for a throw-away one."""
-        if self.url is None:
-            return Path(self.path or DEFAULT_DIRECTORY).absolute()
-        path = unquote(urlsplit(self.url).path)
-        return Path(path) if path else None
-
-    def is_throw_away(self) -> bool:
-        """Whether the data go with the last user: an embedded server without a directory."""
-        return self.backend == EMBEDDED and self.embedded_directory() is None
-
     def __repr__(self) -> str:
         shown = []
         for field in fields(self):
@@ -216,6 +187,42 @@ class Settings:
                 value = "***"
             shown.append(f"{field.name}={value!r}")
         return f"Settings({', '.join(shown)})"
+
+
+# What a store makes of them
+
+
+def server_url_of(settings: Settings) -> str:
+    """Return the URL in the form that redis-py knows."""
+    return _dialled(settings, settings.url or "")
+
+
+def seeds_of(settings: Settings) -> list[str]:
+    """Return the URLs of some nodes of a cluster, as redis-py knows them; [] for one server.
+
+    One URL is that of a cluster if it ends in `?cluster=true`. Without that, the server is asked.
+    """
+    if settings.urls:
+        return [_dialled(settings, url) for url in settings.urls]
+    found = _CLUSTER.search(settings.url or "")
+    return [server_url_of(settings)] if found and found[1] == "true" else []
+
+
+def _dialled(settings: Settings, url: str) -> str:
+    return _with_password(_for_redis_py(url), settings.password)
+
+
+def embedded_directory_of(settings: Settings) -> Path | None:
+    """Return the directory of the embedded server's data; None for a throw-away one."""
+    if settings.url is None:
+        return Path(settings.path or DEFAULT_DIRECTORY).absolute()
+    path = unquote(urlsplit(settings.url).path)
+    return Path(path) if path else None
+
+
+def is_throw_away(settings: Settings) -> bool:
+    """Whether the data go with the last user: an embedded server without a directory."""
+    return settings.backend == EMBEDDED and embedded_directory_of(settings) is None
 
 
 def mask(url: str) -> str:

@@ -36,7 +36,15 @@ from asyncstore.reading import Reader
 from asyncstore.registering import Registry
 from asyncstore.router import OneServer, Router
 from asyncstore.running import Function, Handler, run
-from asyncstore.settings import EMBEDDED, REPLICA, Options, Settings
+from asyncstore.settings import (
+    EMBEDDED,
+    REPLICA,
+    Options,
+    Settings,
+    embedded_directory_of,
+    seeds_of,
+    server_url_of,
+)
 from asyncstore.snapshots import Snapshots
 from asyncstore.subscriptions import SubscribeOptions, Subscription
 from asyncstore.sweeping import Sweeper
@@ -351,7 +359,7 @@ class Store:
         return f"<Store {self._settings.where()} prefix={self._settings.key_prefix!r}>"
 
     async def _connect(self, stack: AsyncExitStack, *, partly: bool = False) -> None:
-        seeds = self._settings.seeds()
+        seeds = seeds_of(self._settings)
         if seeds:
             await self._connect_to_cluster(seeds, stack, partly=partly)
             return
@@ -398,9 +406,9 @@ class Store:
 
     async def _url(self, stack: AsyncExitStack) -> str:
         if self._settings.backend == EMBEDDED:
-            directory = self._settings.embedded_directory()
+            directory = embedded_directory_of(self._settings)
             return await stack.enter_async_context(embedded.running(directory))
-        return self._settings.server_url()
+        return server_url_of(self._settings)
 
     async def _check_layout(self) -> None:
         wanted = codec.layout(by_slot=self._keys.by_slot)

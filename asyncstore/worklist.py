@@ -17,7 +17,7 @@ from asyncstore import codec, forms, scripts
 from asyncstore.acks import Acks
 from asyncstore.errors import CorruptEvent
 from asyncstore.names import MAIN
-from asyncstore.recorded import RecordedEvent
+from asyncstore.recorded import RecordedEvent, event_of_member
 from asyncstore.values import Aggregate
 from asyncstore.writing import Ack
 
@@ -221,7 +221,7 @@ class Worklist:
             found = _SEQUENCE.match(member)
             at = int(found[1]) if found else due or 0
             try:
-                event = RecordedEvent.of_member(leased.aggregate, places, member)
+                event = event_of_member(leased.aggregate, places, member)
                 if due is not None and event.sequence != due:
                     at = due
                     raise codec.Undecodable("the event is missing, or at another place")

@@ -37,13 +37,13 @@ from asyncstore import (
     NEW,
     Aggregate,
     Event,
-    RecordedEvent,
     Source,
     Store,
     appends,
     embedded,
     scripts,
 )
+from asyncstore.recorded import event_of_member
 from benchmarks import machine, picture, script_costs
 from benchmarks.sides import (
     KEYS,
@@ -293,7 +293,7 @@ class Bench:
             members = await redis_py.zrangebyscore(key, start, "+inf")
             orjson.loads(snapshot[b"state"])
             places = KEYS.places(aggregate, 0)
-            events = [RecordedEvent.of_member(aggregate, places, member) for member in members]
+            events = [event_of_member(aggregate, places, member) for member in members]
             return len([event.data for event in events])
 
         async def floor() -> int:

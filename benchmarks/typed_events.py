@@ -30,6 +30,7 @@ from rich.table import Table
 
 from asyncstore import Aggregate, Event, RecordedEvent, codec
 from asyncstore.keys import Places
+from asyncstore.recorded import event_of_member
 from asyncstore.typed import Bodies, Compression, MemoryKeys, Registry, Zlib
 from benchmarks import machine
 
@@ -119,7 +120,7 @@ def member_of(event: Event) -> bytes:
 
 
 def recorded(member: bytes) -> RecordedEvent:
-    return RecordedEvent.of_member(ORDER, Places(""), member)
+    return event_of_member(ORDER, Places(""), member)
 
 
 def plain() -> Side:
@@ -159,11 +160,11 @@ def through(name: str, compressions: list[Compression], subject: str | None) -> 
     bodies = Bodies(compressions=compressions, compress_above=0, keys=MemoryKeys())
 
     def encode() -> bytes:
-        (event,) = at_once(bodies.seal(ORDER, [Event("Placed", DATA)], [subject]))
+        (event,) = at_once(bodies._seal(ORDER, [Event("Placed", DATA)], [subject]))
         return member_of(event)
 
     def decode(member: bytes) -> Any:
-        (event,) = at_once(bodies.open([recorded(member)]))
+        (event,) = at_once(bodies._open([recorded(member)]))
         return event.data
 
     return Side(name, encode, decode)

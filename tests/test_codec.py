@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncstore import Aggregate, CorruptEvent, Event, InvalidName, RecordedEvent, codec
+from asyncstore import Aggregate, CorruptEvent, Event, InvalidName, codec
 from asyncstore.keys import Keys, Places
 from asyncstore.names import check_name, check_root
+from asyncstore.recorded import event_of_member
 
 ORDER = Aggregate("orders", "1")
 
@@ -50,7 +51,7 @@ def member_of(event: Event, sequence: int) -> bytes:
 @given(events, st.integers(0, 2**53 - 1))
 def test_an_event_comes_back(event: Event, sequence: int) -> None:
     member = member_of(event, sequence)
-    recorded = RecordedEvent.of_member(ORDER, Places("events"), member)
+    recorded = event_of_member(ORDER, Places("events"), member)
     assert recorded.sequence == sequence
     assert recorded.type == event.type
     assert recorded.data == event.data
@@ -117,7 +118,7 @@ def test_near_misses_are_not_events(member: bytes) -> None:
 @pytest.mark.parametrize("body", [b"", b"not json", b"\xff"])
 def test_a_body_is_decoded_when_it_is_asked_for(body: bytes) -> None:
     member = b'[4,0,"00000000000000000000000000000000","A"]\n' + body
-    recorded = RecordedEvent.of_member(ORDER, Places("events:orders"), member)
+    recorded = event_of_member(ORDER, Places("events:orders"), member)
     assert (recorded.sequence, recorded.type) == (4, "A")
     for _ in range(2):
         with pytest.raises(CorruptEvent) as caught:

@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from asyncstore import Settings, acl, embedded
+from asyncstore.settings import seeds_of
 from tests.polling import eventually
 from tests.processes import is_running
 from tests.servers import RedisServer, free_port, redis_server
@@ -244,7 +245,7 @@ def test_all_values_reach_the_store() -> None:
 )
 def test_a_cluster(redis: dict[str, Any], seeds: list[str]) -> None:
     environment = environment_of(container_of({"redis": redis}), {"s": {"password": "x"}})
-    assert Settings.from_env(environment).seeds() == seeds
+    assert seeds_of(Settings.from_env(environment)) == seeds
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from asyncstore import Aggregate, Event, RecordedEvent, codec
 from asyncstore.keys import Places
+from asyncstore.recorded import event_of_member
 
 ORDER = Aggregate("orders", "1")
 EVENT = Event(
@@ -24,7 +25,7 @@ EVENT = Event(
 
 def read() -> RecordedEvent:
     time, rest = codec.encode_event(EVENT)
-    return RecordedEvent.of_member(ORDER, Places("events:orders"), b"[3,%s,%s" % (time, rest))
+    return event_of_member(ORDER, Places("events:orders"), b"[3,%s,%s" % (time, rest))
 
 
 def made() -> RecordedEvent:
@@ -68,7 +69,7 @@ def test_events_are_equal_by_what_they_say() -> None:
 def test_events_whose_data_are_broken_can_be_compared() -> None:
     member = b'[3,0,"00000000000000000000000000000000","A"]\nnot json'
     places = Places("events:orders")
-    event, same = (RecordedEvent.of_member(ORDER, places, member) for _ in range(2))
+    event, same = (event_of_member(ORDER, places, member) for _ in range(2))
     assert event == same
     assert event != read()
     assert event in {same}

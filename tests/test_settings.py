@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import asyncstore
 from asyncstore import ConfigurationError, Settings
-from asyncstore.settings import mask
+from asyncstore.settings import embedded_directory_of, mask, seeds_of, server_url_of
 
 
 def write(text: str, path: str = "asyncstore.toml") -> Path:
@@ -36,7 +36,7 @@ class TestSources:
         settings = Settings.resolve({}, {})
         assert settings.backend == "embedded"
         assert settings.where() == f"embedded://{Path.cwd()}/.asyncstore"
-        assert settings.embedded_directory() == Path.cwd() / ".asyncstore"
+        assert embedded_directory_of(settings) == Path.cwd() / ".asyncstore"
 
     def test_the_seeds_file(self) -> None:
         settings = Settings.from_toml(write(SEED_FILE))
@@ -71,12 +71,12 @@ class TestSources:
         write('[storage]\nbackend = "embedded"\n[storage.embedded]\npath = "/data"')
         settings = Settings.resolve({}, {"REDIS_URL": "redis://h"})
         assert (settings.backend, settings.path) == ("redis", None)
-        assert Settings.resolve({}, {}).embedded_directory() == Path("/data")
+        assert embedded_directory_of(Settings.resolve({}, {})) == Path("/data")
         write(SEED_FILE)
         assert Settings.resolve({}, {"STORAGE_BACKEND": "embedded"}).backend == "embedded"
-        assert Settings.resolve({"url": "embedded://"}, {}).embedded_directory() is None
+        assert embedded_directory_of(Settings.resolve({"url": "embedded://"}, {})) is None
         both = {"STORAGE_BACKEND": "embedded", "REDIS_URL": "redis://h", "ASYNCSTORE_PATH": "/p"}
-        assert Settings.from_env(both).embedded_directory() == Path("/p")
+        assert embedded_directory_of(Settings.from_env(both)) == Path("/p")
         both["STORAGE_BACKEND"] = "redis"
         assert Settings.from_env(both).url == "redis://h"
         write(
@@ -85,7 +85,7 @@ class TestSources:
         )
         assert Settings.resolve({}, {}).url == "redis://h"
         embedded = Settings.resolve({}, {"STORAGE_BACKEND": "embedded"})
-        assert embedded.embedded_directory() == Path("/data")
+        assert embedded_directory_of(embedded) == Path("/data")
         assert Settings.from_env({"ASYNCSTORE_URLS": "redis://a, redis://b:2"}).urls == (
             "redis://a",
             "redis://b:2",
@@ -274,8 +274,8 @@ class TestRefusals:
     )
     def test_of_a_cluster_by_one_url(self, url: str, seeds: list[str]) -> None:
         settings = Settings(url=url)
-        assert settings.seeds() == seeds
-        assert "cluster" not in settings.server_url()
+        assert seeds_of(settings) == seeds
+        assert "cluster" not in server_url_of(settings)
 
     @pytest.mark.parametrize("value", ["", "1", "TRUE", "no"])
     def test_of_a_cluster_says_true_or_false(self, value: str) -> None:
@@ -293,11 +293,11 @@ class TestPasswords:
             ("unix:///run/a@b.sock", f"unix://:{quoted}@/run/a@b.sock"),
         ):
             settings = Settings(url=url, password=secret)
-            assert settings.server_url() == dialled
+            assert server_url_of(settings) == dialled
             assert secret not in f"{settings} {settings.where()} {asyncstore.open(settings)!r}"
         both = Settings(urls=["redis://a", "redis://u@b:1"], password="x")
-        assert both.seeds() == ["redis://:x@a", "redis://u:x@b:1"]
-        assert Settings(url="redis://a?cluster=true", password="x").seeds() == ["redis://:x@a"]
+        assert seeds_of(both) == ["redis://:x@a", "redis://u:x@b:1"]
+        assert seeds_of(Settings(url="redis://a?cluster=true", password="x")) == ["redis://:x@a"]
 
     def test_goes_only_where_its_own_source_or_one_after_it_says(self) -> None:
         write('[storage.redis]\nurl = "redis://file"\npassword = "of-file"')

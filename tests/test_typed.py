@@ -34,6 +34,7 @@ from asyncstore import (
     codec,
 )
 from asyncstore.keys import Places
+from asyncstore.recorded import event_of_member
 from asyncstore.typed import (
     Forgotten,
     ForgottenEvent,
@@ -178,7 +179,7 @@ OBJECTS: dict[str, Any] = {
 def stored(event: Event, *, place: Aggregate = ORDER, sequence: int = 0) -> RecordedEvent:
     """The event as a store gives it back: through its stored form."""
     _, rest = codec.encode_event(event)
-    return RecordedEvent.of_member(place, Places(""), b"[%d,0," % sequence + rest)
+    return event_of_member(place, Places(""), b"[%d,0," % sequence + rest)
 
 
 def recorded(name: str, data: Any, **metadata: Any) -> RecordedEvent:
@@ -535,7 +536,7 @@ class TestPolicies:
     @pytest.mark.parametrize("policy", [Policy.KEEP, Policy.SKIP])
     def test_what_is_unknown_is_not_decoded(self, policy: Policy) -> None:
         _, rest = codec.encode_event(Event("Cancelled", {}))
-        broken = RecordedEvent.of_member(ORDER, Places(""), b"[0,0," + rest[:-1])
+        broken = event_of_member(ORDER, Places(""), b"[0,0," + rest[:-1])
         kept = broken if policy is Policy.KEEP else None
         assert Registry(unknown=policy).from_event(broken) is kept
 

@@ -11,7 +11,7 @@ import typer
 
 from asyncstore.errors import ConfigurationError, InvalidValue
 from asyncstore.names import check_sequence
-from asyncstore.settings import EMBEDDED, PRIMARY, Settings
+from asyncstore.settings import EMBEDDED, PRIMARY, Settings, embedded_directory_of
 from asyncstore.values import check_moment
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def settings_of_a_store(options: Options) -> Settings:
     What is said of a store must not be old: nothing is read from replicas.
     """
     settings = replace(Settings.resolve(options), read_from=PRIMARY)
-    directory = settings.embedded_directory()
+    directory = embedded_directory_of(settings)
     if settings.backend == EMBEDDED and directory is not None and not directory.exists():
         raise ConfigurationError("path", f"there is no store in {directory}", "the settings")
     return settings

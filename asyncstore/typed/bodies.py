@@ -119,12 +119,12 @@ class Bodies:
         self._compressions = {one.name: one for one in compressions}
         self._compression = compressions[0] if compressions else None
         self._compress_above = check_whole_number("compress_above", compress_above)
-        self.keys = keys
+        self._keys = keys
         self._aes = None if keys is None else _load_aes()
 
     # Into the store
 
-    async def seal(
+    async def _seal(
         self, aggregate: Aggregate, events: Sequence[Event], subjects: Sequence[str | None]
     ) -> list[Event]:
         """Return events as they are stored; those with a subject can be read with its key only.
@@ -155,10 +155,10 @@ class Bodies:
     async def _keys_for(self, subjects: set[str]) -> Mapping[str, Key]:
         if not subjects:
             return {}
-        if self.keys is None:
+        if self._keys is None:
             why = "an event is to be kept secret: give Bodies(keys=…) to the TypedStore"
             raise InvalidValue("subject", why)
-        return await self.keys.make(subjects)
+        return await self._keys.make(subjects)
 
     def _lock(self, aggregate: Aggregate, event: Event, subject: str, key: Key) -> Event:
         metadata = dict(event.metadata or {})
@@ -170,7 +170,7 @@ class Bodies:
 
     # Out of the store
 
-    async def open(self, events: Sequence[RecordedEvent]) -> list[RecordedEvent]:
+    async def _open(self, events: Sequence[RecordedEvent]) -> list[RecordedEvent]:
         """Return stored events as they were before; the data of forgotten ones are `Forgotten`.
 
         Raises `UnreadableEvent`.
@@ -183,14 +183,14 @@ class Bodies:
         ]
 
     async def _find(self, subjects: Collection[str]) -> Mapping[str, Key]:
-        if not subjects or self.keys is None:
+        if not subjects or self._keys is None:
             return {}
-        return await self.keys.find(subjects)
+        return await self._keys.find(subjects)
 
     def _opened(self, event: RecordedEvent, seal: _Seal, keys: Mapping[str, Key]) -> RecordedEvent:
         if seal.subject is None:
             return _as_before(event, self._decode(event, seal.codings, event.data))
-        if self.keys is None:
+        if self._keys is None:
             raise unreadable(event, "it is kept secret for a subject: give Bodies(keys=…)")
         key = keys.get(seal.subject)
         if key is None or key.id != seal.key_id:

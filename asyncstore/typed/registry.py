@@ -180,12 +180,12 @@ class Registry:
         class is not registered, `InvalidValue` for one that is to be kept secret, which takes a
         `TypedStore`.
         """
-        if self.subject_of(value) is not None:
+        if self._subject_of(value) is not None:
             why = f"a {type(value).__name__} is kept secret: append it by a TypedStore with keys"
             raise InvalidValue("event", why)
-        return self.in_the_clear(value, **options)
+        return self._in_the_clear(value, **options)
 
-    def in_the_clear(self, value: Any, **options: Unpack[EventOptions]) -> Event:
+    def _in_the_clear(self, value: Any, **options: Unpack[EventOptions]) -> Event:
         """Return the event of an object that may have a subject, and is not secret yet."""
         schema = self._schema_of(value)
         metadata = options.get("metadata")
@@ -194,7 +194,7 @@ class Registry:
             options["metadata"] = {**(metadata or {}), VERSION: schema.version}
         return Event(schema.type, schema.dump(value), **options)
 
-    def subject_of(self, value: Any) -> str | None:
+    def _subject_of(self, value: Any) -> str | None:
         """Return whom an object is about, if what it holds is to be kept secret."""
         return self._schema_of(value).subject(value)
 
@@ -222,7 +222,7 @@ class Registry:
             )
         return _load(schema, event, version, data)
 
-    def knows(self, event: RecordedEvent) -> bool:
+    def _knows(self, event: RecordedEvent) -> bool:
         """Whether `from_event` gives an object for an event, if its data are sound."""
         schema = self._by_type.get(event.type)
         return schema is not None and _version_of(event) <= schema.version

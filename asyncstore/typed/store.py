@@ -82,8 +82,8 @@ class TypedStore:
         self._registry = registry
         self._bodies = Bodies() if bodies is None else bodies
         self._folder = Folder(store._router, _Opened(store.events, self._open), store.snapshots)
-        if isinstance(self._bodies.keys, StoredKeys):
-            self._bodies.keys.warn_if_beside(store)
+        if isinstance(self._bodies._keys, StoredKeys):
+            self._bodies._keys._warn_if_beside(store)
 
     # There and back
 
@@ -101,9 +101,9 @@ class TypedStore:
         """
         check_aggregate(aggregate)
         batch = _listed(values)
-        events = [self._registry.in_the_clear(value, metadata=metadata) for value in batch]
-        subjects = [self._registry.subject_of(value) for value in batch]
-        return await self._bodies.seal(aggregate, events, subjects)
+        events = [self._registry._in_the_clear(value, metadata=metadata) for value in batch]
+        subjects = [self._registry._subject_of(value) for value in batch]
+        return await self._bodies._seal(aggregate, events, subjects)
 
     async def from_events(self, events: Iterable[RecordedEvent]) -> list[Typed]:
         """Return what stored events stand for: of a delivery, a listener, a book.
@@ -119,10 +119,10 @@ class TypedStore:
 
         What there is no class for stays as it is, for the policy: perhaps nobody here can open it.
         """
-        closed = [event for event in events if is_sealed(event) and self._registry.knows(event)]
+        closed = [event for event in events if is_sealed(event) and self._registry._knows(event)]
         if not closed:
             return events
-        opened = dict(zip(map(id, closed), await self._bodies.open(closed), strict=True))
+        opened = dict(zip(map(id, closed), await self._bodies._open(closed), strict=True))
         return [opened.get(id(event), event) for event in events]
 
     # Events
@@ -208,7 +208,7 @@ class TypedStore:
 
     def _fold(self, apply: Callable[[S, Any], S], initial: S, options: FoldOptions) -> Fold[S]:
         keeps = options.get("snapshot_every") is not None
-        if keeps and self._bodies.keys is not None and options.get("dump") is None:
+        if keeps and self._bodies._keys is not None and options.get("dump") is None:
             why = "a snapshot is not encrypted: give dump and restore that leave out what is secret"
             raise InvalidValue("snapshot_every", why)
 
