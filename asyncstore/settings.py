@@ -32,6 +32,7 @@ REPLICA: Final = "replica"
 
 FILE_NAME: Final = "asyncstore.toml"
 DEFAULT_DIRECTORY: Final = ".asyncstore"
+DEFAULT_PORT: Final = 6379
 URLS_VARIABLE: Final = "ASYNCSTORE_URLS"
 
 _ENVIRONMENT: Final = "the environment"
@@ -206,6 +207,18 @@ def seeds_of(settings: Settings) -> list[str]:
         return [_dialled(settings, url) for url in settings.urls]
     found = _CLUSTER.search(settings.url or "")
     return [server_url_of(settings)] if found and found[1] == "true" else []
+
+
+def servers_of(settings: Settings) -> set[str]:
+    """Return the servers that are named, whichever database of theirs is; no throw-away one."""
+    if settings.backend == EMBEDDED:
+        directory = embedded_directory_of(settings)
+        return set() if directory is None else {str(directory)}
+    parts = map(urlsplit, settings.urls or (settings.url or "",))
+    return {
+        part.path if part.scheme == "unix" else f"{part.hostname}:{part.port or DEFAULT_PORT}"
+        for part in parts
+    }
 
 
 def _dialled(settings: Settings, url: str) -> str:

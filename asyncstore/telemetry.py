@@ -52,7 +52,7 @@ from asyncstore.observing import (
     SERVER_ADDRESS,
 )
 from asyncstore.recorded import Loaded
-from asyncstore.settings import EMBEDDED
+from asyncstore.settings import DEFAULT_PORT, EMBEDDED
 from asyncstore.values import Aggregate, Appended
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ _HANDLING: Final = (
     7.5, 10.0,
 )  # fmt: skip
 _AGES: Final = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0, 86_400.0)
-_DEFAULT_PORT: Final = 6379
 
 _log = logging.getLogger(__name__)
 
@@ -467,7 +466,7 @@ def _address(settings: Settings) -> Attributes:
     parts = [urlsplit(url) for url in settings.urls or (settings.url or "",)]
     if parts[0].scheme == "unix":
         return {SERVER_ADDRESS: parts[0].path}
-    places = [(part.hostname or "", part.port or _DEFAULT_PORT) for part in parts]
+    places = [(part.hostname or "", part.port or DEFAULT_PORT) for part in parts]
     ports = {port for _, port in places}
     if len(ports) > 1:
         return {SERVER_ADDRESS: ",".join(f"{host}:{port}" for host, port in places)}

@@ -8,7 +8,7 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_type
 
 import anyio
 import pytest
@@ -125,6 +125,25 @@ class TestStore:
         assert values([typed async for typed in bank.stream(order, start=1)]) == ALL[1:]
         (book,) = await store.events.correlated("c")
         assert values(await bank.from_events(book.events)) == ALL
+
+    async def test_type_checkers_know_what_there_is(self, store: Store, order: Aggregate) -> None:
+        bank: TypedStore[Deposited | Left] = TypedStore(store, registry())
+
+        def balance(total: int, event: Deposited | Left) -> int:
+            return total + event.amount if isinstance(event, Deposited) else 0
+
+        await bank.append(order, [Deposited(1)], expected=NEW)
+        await bank.update(order, lambda total: [Deposited(total + 1)], balance, 0)
+        for found in await bank.read(order):
+            assert_type(found.value, Deposited | Left)
+        assert_type(await bank.fold(order, balance, 0), int)
+
+        @bank.handler("mailer", "orders")
+        async def mail(found: Typed[Deposited | Left]) -> None:
+            assert_type(found.value, Deposited | Left)
+
+        async for any_one in TypedStore(store, registry()).stream(order):
+            assert_type(any_one.value, Any)
 
     async def test_what_others_see(self, bank: TypedStore, store: Store, order: Aggregate) -> None:
         await bank.append(order, ALL, expected=NEW)
@@ -358,14 +377,40 @@ class TestBadInput:
         with pytest.raises(ConfigurationError, match="keys are read from primaries only"):
             StoredKeys(store)
 
-    def test_keys_beside_the_events(self, caplog: pytest.LogCaptureFixture) -> None:
-        here = Store(Settings(url="redis://127.0.0.1:1", key_prefix="events:"))
-        beside = Store(Settings(url="redis://127.0.0.1:1", key_prefix="keys:"))
-        apart = Store(Settings(url="redis://127.0.0.1:2"))
-        TypedStore(here, registry(), Bodies(keys=StoredKeys(apart)))
-        assert not caplog.records
+    @pytest.mark.parametrize(
+        ("events", "keys"),
+        [
+            ({"url": "redis://h", "key_prefix": "events:"}, {"url": "redis://h:6379"}),
+            ({"url": "redis://h/0"}, {"url": "rediss://u:pw@h/1"}),
+            ({"url": "unix:///run/r.sock"}, {"url": "unix:///run/r.sock?db=2"}),
+            ({"urls": ["redis://a", "redis://b"]}, {"urls": ["redis://c", "redis://b"]}),
+            ({"url": "embedded:///srv/events"}, {"path": "/srv/events"}),
+        ],
+        ids=["prefix", "database", "socket", "cluster", "embedded"],
+    )
+    def test_keys_beside_the_events(
+        self, events: Any, keys: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        here, beside = Store(Settings(**events)), Store(Settings(**keys))
         TypedStore(here, registry(), Bodies(keys=StoredKeys(beside)))
         assert "keep keys on a server of their own" in caplog.text
+        assert "pw" not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("events", "keys"),
+        [
+            ("redis://h:1", "redis://h:2"),
+            ("redis://h", "redis://i"),
+            ("embedded://", "embedded://"),
+        ],
+        ids=["port", "host", "throw-away"],
+    )
+    def test_keys_apart_from_the_events(
+        self, events: str, keys: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        here, apart = Store(Settings(url=events)), Store(Settings(url=keys))
+        TypedStore(here, registry(), Bodies(keys=StoredKeys(apart)))
+        assert not caplog.records
 
 
 class TestBodies:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from asyncstore.errors import InvalidType, InvalidValue, SequenceConflict
 from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from asyncstore.values import Aggregate, Appended, Durability, Event, Expected, Source
 
 S = TypeVar("S")
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    E = TypeVarWithDefault("E", default=Any)
+else:
+    E = TypeVar("E")
 
 _AT_ONCE: Final = 128  # events of a stream that are opened together
 
@@ -53,23 +60,23 @@ class ReadOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Typed:
+class Typed(Generic[E]):
     """An object, and the event that it was made of, with its sequence, time and metadata."""
 
-    value: Any
+    value: E
     event: RecordedEvent
 
 
-TypedFunction = Callable[[Typed], Awaitable[object]]
+TypedFunction = Callable[[Typed[E]], Awaitable[object]]
 
 
-class TypedStore:
+class TypedStore(Generic[E]):
     """Appends and reads objects: what `Registry` knows, through what `Bodies` do.
 
     Made of a store, with no I/O. All that is not here is done with the store itself: `to_events`
-    and `from_events` lead there and back.
+    and `from_events` lead there and back. A type checker may be told which classes there are.
 
-        shop = TypedStore(store, registry)
+        shop: TypedStore[OrderPlaced | OrderPaid] = TypedStore(store, registry)
         await shop.append(order, [OrderPlaced(12, "EUR")], expected=NEW)
         for placed in await shop.read(order):
             print(placed.value, placed.event.time)
@@ -90,7 +97,7 @@ class TypedStore:
     async def to_events(
         self,
         aggregate: Aggregate,
-        values: Iterable[Any],
+        values: Iterable[E],
         *,
         metadata: Mapping[str, Any] | None = None,
     ) -> list[Event]:
@@ -105,7 +112,7 @@ class TypedStore:
         subjects = [self._registry._subject_of(value) for value in batch]
         return await self._bodies._seal(aggregate, events, subjects)
 
-    async def from_events(self, events: Iterable[RecordedEvent]) -> list[Typed]:
+    async def from_events(self, events: Iterable[RecordedEvent]) -> list[Typed[E]]:
         """Return what stored events stand for: of a delivery, a listener, a book.
 
         What a policy passes over is left out. The errors are those of `Registry.from_event`.
@@ -130,7 +137,7 @@ class TypedStore:
     async def append(
         self,
         aggregate: Aggregate,
-        values: Iterable[Any],
+        values: Iterable[E],
         *,
         expected: Expected,
         metadata: Mapping[str, Any] | None = None,
@@ -144,13 +151,13 @@ class TypedStore:
         events = await self.to_events(aggregate, values, metadata=metadata)
         return await self._store.events.append(aggregate, events, expected=expected, **options)
 
-    async def read(self, aggregate: Aggregate, **options: Unpack[ReadOptions]) -> list[Typed]:
+    async def read(self, aggregate: Aggregate, **options: Unpack[ReadOptions]) -> list[Typed[E]]:
         """Return objects of an aggregate in the order of their sequences, as `Events.read` does."""
         return await self.from_events(await self._store.events.read(aggregate, **options))
 
     async def stream(
         self, aggregate: Aggregate, **options: Unpack[ReadOptions]
-    ) -> AsyncIterator[Typed]:
+    ) -> AsyncIterator[Typed[E]]:
         """Iterate over what `read` returns, some at a time in memory."""
         some: list[RecordedEvent] = []
         async for event in self._store.events.stream(aggregate, **options):
@@ -167,7 +174,7 @@ class TypedStore:
     async def fold(
         self,
         aggregate: Aggregate,
-        apply: Callable[[S, Any], S],
+        apply: Callable[[S, E], S],
         initial: S,
         **options: Unpack[FoldOptions],
     ) -> S:
@@ -182,8 +189,8 @@ class TypedStore:
     async def update(
         self,
         aggregate: Aggregate,
-        decide: Callable[[S], Any],
-        apply: Callable[[S, Any], S],
+        decide: Callable[[S], Iterable[E] | Awaitable[Iterable[E]]],
+        apply: Callable[[S, E], S],
         initial: S,
         *,
         tries: int = DEFAULT_TRIES,
@@ -206,7 +213,7 @@ class TypedStore:
         how = self._fold(apply, initial, options)
         return await self._folder.update(aggregate, events_of, how, tries, trace)
 
-    def _fold(self, apply: Callable[[S, Any], S], initial: S, options: FoldOptions) -> Fold[S]:
+    def _fold(self, apply: Callable[[S, E], S], initial: S, options: FoldOptions) -> Fold[S]:
         keeps = options.get("snapshot_every") is not None
         if keeps and self._bodies._keys is not None and options.get("dump") is None:
             why = "a snapshot is not encrypted: give dump and restore that leave out what is secret"
@@ -225,14 +232,14 @@ class TypedStore:
         *,
         concurrency: int = 8,
         **options: Unpack[SubscribeOptions],
-    ) -> Callable[[TypedFunction], TypedFunction]:
+    ) -> Callable[[TypedFunction[E]], TypedFunction[E]]:
         """Return a decorator for an async function that gets a handler's objects, as `Typed`.
 
         As `Store.handler`, whose `run_handlers` runs it. What a policy passes over is acked.
         """
         register = self._store.handler(name, domain, concurrency=concurrency, **options)
 
-        def decorator(function: TypedFunction) -> TypedFunction:
+        def decorator(function: TypedFunction[E]) -> TypedFunction[E]:
             @wraps(function)
             async def handle(event: RecordedEvent) -> None:
                 for typed in await self.from_events([event]):

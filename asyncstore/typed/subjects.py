@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from asyncstore.errors import ConfigurationError, CorruptEvent, SequenceConflict
-from asyncstore.settings import REPLICA, is_throw_away
+from asyncstore.settings import REPLICA, servers_of
 from asyncstore.sharing import all_of
 from asyncstore.values import NEW, Aggregate, Event
 
@@ -121,7 +121,7 @@ class StoredKeys:
     def _warn_if_beside(self, store: Store) -> None:
         """Warn in the log where keys lie on the server of the events that they lock."""
         ours, theirs = self._store.settings, store.settings
-        if ours.where() == theirs.where() and not is_throw_away(ours):
+        if servers_of(ours) & servers_of(theirs):
             _log.warning(
                 "keys of subjects are on %s, where the events are: each backup of it gives back "
                 "what was forgotten; keep keys on a server of their own",
