@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak api docs docs-screenshots screenshots clean
+.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak api docs docs-blocks docs-screenshots screenshots clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -21,7 +21,7 @@ test: $(READY) ## run the tests on every server that this machine has
 
 # What the wheel lacks can't be found beside it: the tests run where the package is not.
 WHEEL := build/wheel
-test-wheel: $(READY) ## build sdist and wheel, and run the tests on the wheel; PYTHON=python3.13 to choose
+test-wheel: $(READY) ## build sdist and wheel, and run the tests on the wheel; PYTHON=python3.13 to choose: build/wheel-results.txt
 	rm -rf $(WHEEL)
 	$(BIN)/python -m build --outdir $(WHEEL)/dist
 	mkdir $(WHEEL)/source
@@ -29,7 +29,9 @@ test-wheel: $(READY) ## build sdist and wheel, and run the tests on the wheel; P
 	rm -r $(WHEEL)/source/asyncstore
 	$(PYTHON) -m venv $(WHEEL)/venv
 	$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(WHEEL)/dist/*.whl)[test]"
-	cd $(WHEEL)/source && ../venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	cd $(WHEEL)/source && ../venv/bin/python -m pytest -n $(WORKERS) --dist loadfile \
+		--junit-xml=../junit.xml $(TESTS); status=$$?; \
+		../venv/bin/python -m tests.wheel_results ../junit.xml ../../wheel-results.txt; exit $$status
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .
@@ -48,6 +50,10 @@ api: $(READY) ## write the public API to tests/api.txt, which a test compares it
 docs: $(READY) ## build the documentation: build/docs/index.html
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -E -W --keep-going -q -d build/docs-cache docs build/docs
+
+docs-blocks: $(READY) ## run each code block of the documentation, and list them: build/docs-blocks.txt
+	$(BIN)/python -m pytest -q tests/test_docs.py -k test_the_blocks
+	@cat build/docs-blocks.txt
 
 docs-screenshots: docs ## pictures of its pages by Chromium, wide and narrow, a minute: build/screenshots
 	$(BIN)/python docs/screenshots.py build/docs build/screenshots

@@ -127,6 +127,14 @@ def is_checked_only(line: str) -> bool:
     return line.startswith(("make ", "pip install "))
 
 
+def outcome_of(block: Block) -> str:
+    """Say what was done with a block."""
+    if block.language == "sh" and all(map(is_checked_only, block.text.splitlines())):
+        return "what it names is there"
+    outcomes = {"python": "ran", "sh": "ran", "output": "is what was printed", "text": "no code"}
+    return outcomes.get(block.language, "read")
+
+
 @pytest.fixture
 async def page(tmp_path: Path) -> AsyncIterator[Page]:
     """A directory with a store, and the `asyncstore` command."""
@@ -140,22 +148,38 @@ async def page(tmp_path: Path) -> AsyncIterator[Page]:
         yield Page(tmp_path, url, environment={"PATH": path, "COLUMNS": "100"})
 
 
+@pytest.fixture(scope="module")
+def ran() -> Iterator[list[str]]:
+    """What became of each block, for build/docs-blocks.txt."""
+    lines: list[str] = []
+    yield lines
+    if lines:
+        file = ROOT / "build" / "docs-blocks.txt"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(f"{line}\n" for line in lines))
+
+
 def test_there_is_code() -> None:
     assert len([block for file in FILES for block in markdown.blocks_of(file)]) > 50
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if markdown.blocks_of(f)], ids=str)
-def test_the_blocks_of_a_page_run(file: Path, page: Page) -> None:
+def test_the_blocks_of_a_page_run(file: Path, page: Page, ran: list[str]) -> None:
     failed = []
     for block in markdown.blocks_of(file):
-        assert block.language in RUNNERS, f"{file}:{block.line}: no known language"
+        place = f"{file}:{block.line}"
+        assert block.language in RUNNERS, f"{place}: no known language"
         if block.not_run is not None:
-            assert block.language not in NO_CODE, f"{file}:{block.line}: it would not run anyway"
+            assert block.language not in NO_CODE, f"{place}: it would not run anyway"
+            ran.append(f"{place}: {block.language}, not run: {block.not_run}")
             continue
         try:
             page.run(block)
         except (AssertionError, ValueError, subprocess.TimeoutExpired) as error:
-            failed.append(f"{file}:{block.line}: {error}")
+            failed.append(f"{place}: {error}")
+            ran.append(f"{place}: {block.language}, failed")
+        else:
+            ran.append(f"{place}: {block.language}, {outcome_of(block)}")
     assert not failed, "\n\n".join(failed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
+from tests import wheel_results
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "asyncstore"
@@ -80,6 +83,17 @@ def test_the_sources_have_all_that_the_tests_need(sdist: Path, directory: str) -
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert wanted <= {path.relative_to(sdist) for path in sdist.rglob("*")}
+
+
+def test_the_results_have_a_line_for_each_python(tmp_path: Path) -> None:
+    report, results = tmp_path / "junit.xml", tmp_path / "results.txt"
+    suite = '<testsuite errors="1" failures="2" skipped="3" tests="10" time="4.2"/>'
+    report.write_text(f"<testsuites>{suite}</testsuites>")
+    results.write_text(f"Python 3.10.0: 1 passed\nPython {platform.python_version()}: old\n")
+    wheel_results.main(report, results)
+    other, ours = results.read_text().splitlines()
+    assert other == "Python 3.10.0: 1 passed"
+    assert "4 passed, 2 failed, 1 errors, 3 skipped, 4 s" in ours
 
 
 def test_the_sources_have_all_that_is_read_first(sdist: Path) -> None:
