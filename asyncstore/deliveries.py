@@ -13,7 +13,7 @@ from asyncstore.writing import Effects
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from asyncstore.doorbell import Change
@@ -34,14 +34,14 @@ class Settler(Protocol):
     ) -> Appended | None:
         """Record that events were handled, all or up to a sequence, and append what follows."""
 
-    async def _ack_all(self, deliveries: Iterable[Delivery]) -> None:
+    async def _ack_all(self, deliveries: Sequence[Delivery]) -> None:
         """Record that all events of many were handled."""
 
     async def _nack(self, delivery: Delivery, delay: float, reason: str) -> None:
         """Record that the first event that is not settled could not be handled."""
 
-    def _observed(self, delivery: Delivery) -> AbstractContextManager[Processing]:
-        """Return a context in which the store's observer sees the delivery being handled."""
+    def _observed(self, deliveries: Sequence[Delivery]) -> AbstractContextManager[Processing]:
+        """Return a context in which the store's observer sees them being handled."""
 
 
 class Delivery:
@@ -138,7 +138,7 @@ class Delivery:
 
         A span, if `asyncstore.telemetry` was asked for: see there.
         """
-        return self._subscription._observed(self)
+        return self._subscription._observed([self])
 
     @property
     def handler(self) -> str:
@@ -180,6 +180,10 @@ class Bundle:
         it can be called again.
         """
         await self._subscription._ack_all(self.deliveries)
+
+    def observed(self) -> AbstractContextManager[Processing]:
+        """Return a context in which the events are handled; see `Delivery.observed`."""
+        return self._subscription._observed(self.deliveries)
 
     def __repr__(self) -> str:
         return f"<Bundle of {len(self.deliveries)} aggregates, {len(self.events)} events>"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 from asyncstore.names import MAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from contextlib import AbstractContextManager
     from typing import Concatenate
 
@@ -57,7 +57,7 @@ class Tally:
 
 
 class Processing(Protocol):
-    """One delivery in the hands of a handler."""
+    """What is in the hands of a handler."""
 
     def failed(self, error: BaseException) -> None:
         """Hear that the handler has failed."""
@@ -74,8 +74,8 @@ class Observer(Protocol):
     def outgoing(self, batch: list[Event]) -> list[Event]:
         """Return events that are about to be appended, with what is to travel along."""
 
-    def process(self, delivery: Delivery) -> AbstractContextManager[Processing]:
-        """See a delivery being handled, until the end of the context."""
+    def process(self, deliveries: Sequence[Delivery]) -> AbstractContextManager[Processing]:
+        """See what is handled together being handled, until the end of the context."""
 
 
 class _Watched(Protocol):

@@ -56,7 +56,7 @@ from asyncstore.settings import DEFAULT_PORT, EMBEDDED
 from asyncstore.values import Aggregate, Appended
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
@@ -308,14 +308,15 @@ class _Telemetry:
         return batch if context is None else [_carrying(event, context) for event in batch]
 
     @contextmanager
-    def process(self, delivery: Delivery) -> Iterator[_Processing]:
-        """See a delivery being handled, in a span that links to the appends of its events."""
-        labels = self._of_delivery("process", "process", delivery)
-        name, facts = f"process {labels[DESTINATION]}", self._of_events(delivery)
-        links = [link for event in delivery.events if (link := _link_to(event)) is not None]
-        age = (datetime.now(UTC) - delivery.event.time).total_seconds()
+    def process(self, deliveries: Sequence[Delivery]) -> Iterator[_Processing]:
+        """See deliveries being handled, in a span that links to the appends of their events."""
+        labels = self._of_deliveries("process", "process", deliveries)
+        events = _events_of(deliveries)
+        name, facts = _span_name("process", labels), self._of_events(deliveries)
+        links = [link for event in events if (link := _link_to(event)) is not None]
+        age = (datetime.now(UTC) - min(event.time for event in events)).total_seconds()
         self.instruments.age.record(max(age, 0.0), labels)
-        self.instruments.consumed.add(len(delivery.events), labels)
+        self.instruments.consumed.add(len(events), labels)
         began = perf_counter()
         with self._span(name, SpanKind.CONSUMER, {**labels, **facts}, links) as span:
             processing = _Processing(span)
@@ -339,14 +340,15 @@ class _Telemetry:
     # What is told
 
     def _described(self, name: str, about: tuple[object, ...]) -> _Call:
-        for argument in about:
-            if isinstance(argument, Aggregate):
-                return self._of_database(name, argument)
-            if isinstance(argument, Delivery):
-                labels = self._of_delivery(name, "settle", argument)
-                facts = self._of_events(argument)
-                return _Call(name, f"{name} {labels[DESTINATION]}", SpanKind.CLIENT, facts, labels)
-        return self._of_database(name, None)
+        if name in _SETTLING:
+            return self._of_settling(name, _deliveries_of(about[0]))
+        aggregates = (argument for argument in about if isinstance(argument, Aggregate))
+        return self._of_database(name, next(aggregates, None))
+
+    def _of_settling(self, name: str, deliveries: Sequence[Delivery]) -> _Call:
+        labels = self._of_deliveries(name, "settle", deliveries)
+        facts = self._of_events(deliveries)
+        return _Call(name, _span_name(name, labels), SpanKind.CLIENT, facts, labels)
 
     def _of_database(self, name: str, aggregate: Aggregate | None) -> _Call:
         labels: Attributes = {
@@ -359,24 +361,26 @@ class _Telemetry:
         return _Call(name, f"{name} {aggregate.domain}", kind, self._place(aggregate), labels)
 
     def _place(self, aggregate: Aggregate) -> Attributes:
-        facts: Attributes = {} if aggregate.edition == MAIN else {EDITION: aggregate.edition}
+        facts = _edition(aggregate)
         return {**facts, ROOT: aggregate.root} if self._roots else facts
 
-    def _of_delivery(self, name: str, kind: str, delivery: Delivery) -> Attributes:
+    def _of_deliveries(self, name: str, kind: str, deliveries: Sequence[Delivery]) -> Attributes:
+        domains = {one.event.aggregate.domain for one in deliveries}
         return {
             "messaging.system": "asyncstore",
             "messaging.operation.name": name,
             "messaging.operation.type": kind,
-            DESTINATION: delivery.event.aggregate.domain,
-            HANDLER: delivery.handler,
+            **({DESTINATION: domains.pop()} if len(domains) == 1 else {}),
+            HANDLER: deliveries[0].handler,
             **self._address,
         }
 
-    def _of_events(self, delivery: Delivery) -> Attributes:
-        event = delivery.event
-        facts = {**self._place(event.aggregate), ATTEMPT: delivery.attempt}
-        if len(delivery.events) > 1:
-            return {**facts, "messaging.batch.message_count": len(delivery.events)}
+    def _of_events(self, deliveries: Sequence[Delivery]) -> Attributes:
+        events, event = _events_of(deliveries), deliveries[0].event
+        facts = self._place(event.aggregate) if len(deliveries) == 1 else _edition(event.aggregate)
+        facts[ATTEMPT] = max(one.attempt for one in deliveries)
+        if len(events) > 1:
+            return {**facts, "messaging.batch.message_count": len(events)}
         about = {"messaging.message.id": str(event.id), "asyncstore.event.type": event.type}
         return {**facts, **about, SEQUENCE: event.sequence}
 
@@ -412,8 +416,27 @@ class _Telemetry:
             self.instruments.duration.record(seconds, labels)
 
 
+def _deliveries_of(argument: object) -> list[Delivery]:
+    """Return what is settled: one delivery, or those of a bundle."""
+    several = argument if isinstance(argument, list) else [argument]
+    return [one for one in several if isinstance(one, Delivery)]
+
+
+def _events_of(deliveries: Sequence[Delivery]) -> list[RecordedEvent]:
+    return [event for one in deliveries for event in one.events]
+
+
+def _edition(aggregate: Aggregate) -> Attributes:
+    return {} if aggregate.edition == MAIN else {EDITION: aggregate.edition}
+
+
+def _span_name(name: str, labels: Attributes) -> str:
+    """Return the name of a span of a handler: without a domain where there are several."""
+    return f"{name} {labels[DESTINATION]}" if DESTINATION in labels else name
+
+
 class _Processing:
-    """A delivery that is handled in a span."""
+    """Deliveries that are handled in a span."""
 
     def __init__(self, span: Span) -> None:
         self._span = span

@@ -35,7 +35,7 @@ from asyncstore.values import Aggregate
 from asyncstore.worklist import GIVE_BACK, KEEP, NotLeased, Wanted, Worklist
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Iterable, Sequence
+    from collections.abc import Collection, Coroutine, Sequence
     from contextlib import AbstractContextManager
 
     from asyncstore.doorbell import Change, Doorbell, Ring
@@ -329,9 +329,9 @@ class Worker:
 
     # What deliveries call
 
-    def _observed(self, delivery: Delivery) -> AbstractContextManager[Processing]:
+    def _observed(self, deliveries: Sequence[Delivery]) -> AbstractContextManager[Processing]:
         observer = self._router.observer
-        return UNOBSERVED if observer is None else observer.process(delivery)
+        return UNOBSERVED if observer is None else observer.process(deliveries)
 
     @observed("ack")
     async def _ack(
@@ -353,7 +353,8 @@ class Worker:
         await self._acked(step, outcome)
         return await self._made_durable(delivery)
 
-    async def _ack_all(self, deliveries: Iterable[Delivery]) -> None:
+    @observed("ack")
+    async def _ack_all(self, deliveries: Sequence[Delivery]) -> None:
         """Ack what is open of deliveries in one go, and then raise the first error."""
         errors: list[AsyncStoreError] = []
         steps: list[Step] = []

@@ -20,6 +20,8 @@ from asyncstore import (
     ANY,
     NEW,
     Aggregate,
+    Bundle,
+    Delivery,
     Event,
     InvalidType,
     InvalidValue,
@@ -432,6 +434,42 @@ async def test_a_batch_links_to_each_append(store: Store, seen: Seen, order: Agg
     assert seen.value("messaging.client.consumed.messages") == 3
     assert "messaging.message.id" not in facts(span)
     assert is_child(seen.span("projecting"), span)
+
+
+async def bundle_of(count: int, batches: AsyncIterator[Delivery]) -> Bundle:
+    """Return a bundle of so many deliveries, whenever each is there."""
+    deliveries = [await anext(batches) for _ in range(count)]
+    return Bundle(deliveries[0]._subscription, deliveries)
+
+
+async def test_a_bundle_links_to_each_append(store: Store, seen: Seen) -> None:
+    for n in range(3):
+        await store.events.append(Aggregate("orders", f"{n}"), numbered(2), expected=NEW)
+    async with store.subscribe("projector", "orders") as sub:
+        bundle = await bundle_of(3, sub.batches())
+        with bundle.observed():
+            await bundle.ack()
+    span, ack = seen.span("process orders"), seen.span("ack orders")
+    appends = ids_of(seen.spans("append orders"))
+    assert sorted(linked(span)) == sorted(2 * appends)
+    assert facts(span)["messaging.batch.message_count"] == 6
+    assert not any("asyncstore.root" in facts(one) for one in (span, ack))
+    assert is_child(ack, span)
+    assert facts(ack)["messaging.operation.type"] == "settle"
+    assert seen.value("messaging.client.operation.duration") == 1
+    assert seen.value("messaging.client.consumed.messages") == 6
+
+
+async def test_a_bundle_of_several_domains_names_none(store: Store, seen: Seen) -> None:
+    for domain in ("orders", "payments"):
+        await store.events.append(Aggregate(domain, "1"), numbered(1), expected=NEW)
+    async with store.subscribe("projector", None) as sub:
+        bundle = await bundle_of(2, sub.batches())
+        with bundle.observed():
+            await bundle.ack()
+    span = seen.span("process")
+    assert "messaging.destination.name" not in facts(span)
+    assert is_child(seen.span("ack"), span)
 
 
 async def test_a_loop_that_fails(store: Store, seen: Seen, order: Aggregate) -> None:
