@@ -190,6 +190,41 @@ def lines_of_shell(command: str) -> Iterator[str]:
                 yield from (line for line in block.text.splitlines() if line.startswith(command))
 
 
+RIVALS = ["redis-py evalsha", "redis-py pipelines", "coredis", "valkey-glide (TCP)"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_figures_are_those_that_were_measured(page: str) -> None:
+    text = (ROOT / page).read_text()
+    measured = results("bench")
+    alone, many = measured["appends of 200 bytes"].values()
+    loads = measured["load of a snapshot and 10 events"]
+    slower = [alone["asyncstore"]["p50_us"] / alone[side]["p50_us"] for side in RIVALS]
+    faster = [many["asyncstore"]["rate"] / many[side]["rate"] for side in RIVALS]
+    assert f"{alone['asyncstore']['p50_us']:.0f} µs: {slower[0]:.2f} × redis-py, " in text
+    assert f" {slower[2]:.2f} × coredis, {slower[3]:.2f} × valkey-glide" in text
+    assert f"{many['asyncstore']['rate']:,.0f}/s: {faster[0]:.1f} × redis-py, " in text
+    assert f" {faster[1]:.1f} × its pipelines, {faster[2]:.1f} × coredis, " in text
+    assert f" {faster[3]:.1f} × valkey-glide" in text
+    assert f"{loads['asyncstore'] / loads['redis-py evalsha']:.2f} × two commands" in text
+    assert "{:.1f}, {:.1f} and {:.1f} × UmaDB".format(*fsynced_beside_umadb(8, 32, 128)) in text
+
+
+def fsynced_beside_umadb(*writers: int) -> Iterator[float]:
+    rates = {
+        (row["writers"], row["side"]): row["rate"]
+        for row in results("bench-rivals")["rows"]
+        if row["does"] == "append" and row["count"] == 1
+    }
+    for count in writers:
+        ours, theirs = "asyncstore, AOF always", "UmaDB, fdatasync a commit"
+        yield rates[count, ours] / rates[count, theirs]
+
+
+def results(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
 def test_the_targets_of_make_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = re.findall(r"`make ([a-z-]+)", "".join((ROOT / file).read_text() for file in FILES))
