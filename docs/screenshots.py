@@ -13,14 +13,22 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = {"wide": "1280,1600", "narrow": "390,1400"}
-QUIET = ("--disable-background-networking", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
+QUERIES = {"search": "?q=snapshot"}  # so that there is something to see
+QUIET = (
+    "--disable-background-networking",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--virtual-time-budget=5000",
+)
 
 
 def take(browser: str, page: Path, picture: Path, size: str) -> None:
-    """Have the browser draw a page, with a profile of its own that is thrown away."""
+    """Have the browser draw a page when its scripts are done, with a profile that is thrown away."""
+    url = page.resolve().as_uri() + QUERIES.get(page.stem, "")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [browser, "--headless", "--no-sandbox", *QUIET, f"--user-data-dir={profile}"]
-        command += [f"--window-size={size}", f"--screenshot={picture}", page.resolve().as_uri()]
+        command += [f"--window-size={size}", f"--screenshot={picture}", url]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
