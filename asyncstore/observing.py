@@ -36,6 +36,7 @@ SEQUENCE: Final = "asyncstore.sequence"
 EVENT_COUNT: Final = "asyncstore.event.count"
 ATTEMPT: Final = "asyncstore.attempt"
 ERROR: Final = "error.type"
+STATUS_CODE: Final = "db.response.status_code"
 
 
 @dataclass(slots=True)

@@ -37,7 +37,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from asyncstore import __version__
 from asyncstore.deliveries import Delivery
-from asyncstore.errors import AsyncStoreError, InvalidValue, SequenceConflict, StoreClosed
+from asyncstore.errors import (
+    AsyncStoreError,
+    InvalidValue,
+    SequenceConflict,
+    StoreClosed,
+    UnexpectedReply,
+)
 from asyncstore.names import MAIN, check_seconds
 from asyncstore.observing import (
     ATTEMPT,
@@ -50,6 +56,7 @@ from asyncstore.observing import (
     ROOT,
     SEQUENCE,
     SERVER_ADDRESS,
+    STATUS_CODE,
 )
 from asyncstore.recorded import Loaded
 from asyncstore.settings import DEFAULT_PORT, EMBEDDED
@@ -190,8 +197,7 @@ class _Instruments:
              "{connection}", "Connections made anew.")  # fmt: skip
         many("asyncstore.resends", [self._read(lambda of: of.resends, "db.operation.name")],
              "{request}", "Requests sent again as the answer was lost.")  # fmt: skip
-        code = "db.response.status_code"
-        many("asyncstore.redirects", [self._read(lambda of: of.redirects, code)],
+        many("asyncstore.redirects", [self._read(lambda of: of.redirects, STATUS_CODE)],
              "{request}", "Requests that a node of a cluster did not take.")  # fmt: skip
         many("asyncstore.handler.redeliveries", [self._read(lambda of: of.redeliveries, HANDLER)],
              "{delivery}", "Deliveries of events that had been delivered before.")  # fmt: skip
@@ -450,6 +456,8 @@ class _Processing:
 def _note_failure(span: Span, error: BaseException) -> Attributes:
     """Let a span tell the class of an error, and return that; its message may hold anything."""
     failure = {ERROR: type(error).__qualname__}
+    if isinstance(error, UnexpectedReply):
+        failure[STATUS_CODE] = error.code
     span.set_attributes(failure)
     span.set_status(Status(StatusCode.ERROR))
     return failure

@@ -24,7 +24,7 @@ QUIET = (
 
 
 def take(browser: str, page: Path, picture: Path, size: str) -> None:
-    """Have the browser draw a page when its scripts are done, with a profile that is thrown away."""
+    """Have the browser draw a page once its scripts are done; its profile is thrown away."""
     url = page.resolve().as_uri() + QUERIES.get(page.stem, "")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [browser, "--headless", "--no-sandbox", *QUIET, f"--user-data-dir={profile}"]

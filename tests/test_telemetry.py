@@ -30,6 +30,7 @@ from asyncstore import (
     SequenceConflict,
     Store,
     StoreUnavailable,
+    UnexpectedReply,
     forms,
     telemetry,
 )
@@ -166,6 +167,19 @@ async def test_a_conflict(store: Store, seen: Seen, order: Aggregate) -> None:
     assert seen.value("asyncstore.conflicts") == seen.value("asyncstore.appends") == 1
     failed = seen.value("db.client.operation.duration", error_type="SequenceConflict")
     assert failed == 1
+
+
+async def test_an_error_of_the_server_has_its_code(
+    store: Store, seen: Seen, order: Aggregate, one_server: servers.Server, prefix: str
+) -> None:
+    with one_server.client() as client:
+        client.set(one_server.keys(prefix).events(order), "no sorted set")
+    with pytest.raises(UnexpectedReply):
+        await store.events.read(order)
+    said = facts(seen.span("read orders"))
+    assert said["error.type"] == "UnexpectedReply"
+    assert said["db.response.status_code"] == "WRONGTYPE"
+    assert seen.value("db.client.operation.duration", db_response_status_code="WRONGTYPE") == 1
 
 
 async def test_an_update_that_decides_again(store: Store, seen: Seen, order: Aggregate) -> None:
