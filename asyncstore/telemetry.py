@@ -39,6 +39,7 @@ from asyncstore import __version__
 from asyncstore.deliveries import Delivery
 from asyncstore.errors import (
     AsyncStoreError,
+    InvalidType,
     InvalidValue,
     SequenceConflict,
     StoreClosed,
@@ -60,6 +61,7 @@ from asyncstore.observing import (
 )
 from asyncstore.recorded import Loaded
 from asyncstore.settings import DEFAULT_PORT, EMBEDDED
+from asyncstore.store import Store
 from asyncstore.values import Aggregate, Appended
 
 if TYPE_CHECKING:
@@ -71,7 +73,6 @@ if TYPE_CHECKING:
     from asyncstore.observing import Tally
     from asyncstore.recorded import RecordedEvent
     from asyncstore.settings import Settings
-    from asyncstore.store import Store
     from asyncstore.values import Event
 
 R = TypeVar("R")
@@ -111,6 +112,8 @@ def instrument(
     70 bytes an event; one that an event has already stays. Handlers' spans link to it whether this
     store propagates or not. `roots` tells the roots of aggregates in spans, never in metrics.
     """
+    if not isinstance(store, Store):
+        raise InvalidType("store", f"a Store is wanted, not {type(store).__name__}")
     meters = meter_provider or metrics.get_meter_provider()
     observer = _Telemetry(
         store, trace.get_tracer_provider() if tracer_provider is None else tracer_provider,
@@ -158,7 +161,8 @@ class _Instruments:
     """The instruments of one meter, which all stores that it sees share."""
 
     def __init__(self, meter: Meter) -> None:
-        self._stores: weakref.WeakSet[_Telemetry] = weakref.WeakSet()
+        # Never changed, but replaced: a thread of the exporter goes through it.
+        self._stores: tuple[weakref.ref[_Telemetry], ...] = ()
         self.duration = meter.create_histogram(
             "db.client.operation.duration", "s", "How long calls took.",
             explicit_bucket_boundaries_advisory=_CALLS,
@@ -210,7 +214,10 @@ class _Instruments:
 
     def add(self, store: _Telemetry) -> None:
         """Read from a store, too, as long as it is there."""
-        self._stores.add(store)
+        self._stores = (*map(weakref.ref, self._living()), weakref.ref(store))
+
+    def _living(self) -> list[_Telemetry]:
+        return [store for known in self._stores if (store := known()) is not None]
 
     def _read(
         self, counts: Callable[[Tally], Mapping[str, int]], key: str = ""
@@ -218,15 +225,14 @@ class _Instruments:
         def read(_: CallbackOptions) -> Iterable[Observation]:
             return _summed(
                 (value, {**store.server(), key: name} if key else store.server())
-                for store in list(self._stores)
+                for store in self._living()
                 for name, value in dict(counts(store.router.tally)).items()
             )
 
         return read
 
     def _in_flight(self, _: CallbackOptions) -> Iterable[Observation]:
-        stores = list(self._stores)
-        return _summed((store.router.in_flight(), store.server()) for store in stores)
+        return _summed((store.router.in_flight(), store.server()) for store in self._living())
 
 
 def _summed(observed: Iterable[tuple[int, Attributes]]) -> list[Observation]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -647,6 +648,35 @@ async def test_lag_of_a_store_that_is_not_instrumented(one_server: servers.Serve
     async with asyncstore.open(one_server.url) as store:
         with pytest.raises(InvalidValue, match="instrument"):
             await telemetry.record_progress(store)
+
+
+def test_metrics_are_read_by_a_thread_of_the_exporter(
+    seen: Seen, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.points("asyncstore.reconnects")
+
+    reading = threading.Thread(target=read)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        reading.start()
+        kept = [seen.instrument(asyncstore.open("embedded://")) for _ in range(300)]
+    finally:
+        done.set()
+        reading.join()
+        sys.setswitchinterval(interval)
+    assert kept
+    assert not caplog.records, "the SDK logs what a callback raises"
+
+
+@pytest.mark.parametrize("store", [None, "redis://h"])
+def test_what_is_no_store_is_not_instrumented(store: Any) -> None:
+    with pytest.raises(InvalidType, match="a Store is wanted, not"):
+        telemetry.instrument(store)
 
 
 async def test_stores_that_share_a_meter_are_summed(
