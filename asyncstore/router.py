@@ -146,13 +146,15 @@ class Router:
 
     def in_flight(self) -> int:
         """Return how many requests wait for an answer, or to be sent; 0 if the store is closed."""
-        is_open = self._loop is not None and self._servers is not None
-        nodes = cast(Servers, self._servers).nodes() if is_open else []  # also from other threads
-        return sum(node.in_flight() for node in nodes)
+        servers = self._servers  # once: other threads ask, too, also while the store closes
+        if self._loop is None or servers is None:
+            return 0
+        return sum(node.in_flight() for node in servers.nodes())
 
     def system(self) -> str | None:
         """Return what the servers are, "redis" or "valkey"; None before the store is open."""
-        return None if self._servers is None else self._servers.nodes()[0].transport.system
+        servers = self._servers
+        return None if servers is None else servers.nodes()[0].transport.system
 
     def home_of(self, root: str) -> tuple[Node, int | None]:
         """Return the server that has an aggregate, and on a cluster the slot."""

@@ -241,8 +241,7 @@ class Worklist:
         places = self._keys.places(leased.aggregate, change.first)
         try:
             events = [
-                RecordedEvent.of_member(leased.aggregate, places, member)
-                for member in change.members
+                event_of_member(leased.aggregate, places, member) for member in change.members
             ]
         except codec.Undecodable:
             return False
