@@ -195,6 +195,15 @@ class TestStore:
         assert await bank.fold(order, balance, 0) == 10
         assert (await bank.update(order, lambda _: [], balance, 0)).first_sequence == 14
 
+    async def test_an_update_has_metadata(
+        self, bank: TypedStore, store: Store, order: Aggregate
+    ) -> None:
+        def deposit(_: int) -> list[Deposited]:
+            return [Deposited(1)]
+
+        await bank.update(order, deposit, lambda state, _: state, 0, metadata={"user": "u1"})
+        assert [event.metadata for event in await store.events.read(order)] == [{"user": "u1"}]
+
     async def test_snapshots_hold_no_secrets(self, bank: TypedStore, order: Aggregate) -> None:
         def last(state: str, event: Any) -> str:
             return event.address if isinstance(event, Moved) else state
@@ -325,6 +334,13 @@ class TestBadInput:
     ) -> None:
         with pytest.raises(error):
             await closed.append(order if place == "" else place, [ALL[1]], expected=expected)
+
+    @pytest.mark.parametrize("metadata", [{"$version": 7}, ["x"]], ids=["ours", "list"])
+    async def test_metadata_of_an_update(
+        self, closed: TypedStore, order: Aggregate, metadata: Any
+    ) -> None:
+        with pytest.raises((InvalidType, InvalidValue), match="metadata"):
+            await closed.update(order, lambda _: [], lambda state, _: state, 0, metadata=metadata)
 
     async def test_the_first_io(self, closed: TypedStore, order: Aggregate) -> None:
         with pytest.raises(StoreClosed):

@@ -189,7 +189,7 @@ class Registry:
         """Return the event of an object that may have a subject, and is not secret yet."""
         schema = self._schema_of(value)
         metadata = options.get("metadata")
-        _check_unreserved(metadata)
+        check_unreserved(metadata)
         if schema.version > 1:
             options["metadata"] = {**(metadata or {}), VERSION: schema.version}
         return Event(schema.type, schema.dump(value), **options)
@@ -305,7 +305,8 @@ def _check_steps(version: int, steps: Mapping[int, Upcaster]) -> None:
         raise InvalidValue("upcasters", why)
 
 
-def _check_unreserved(metadata: Mapping[str, Any] | None) -> None:
+def check_unreserved(metadata: Mapping[str, Any] | None) -> None:
+    """Raise `InvalidType` or `InvalidValue` for metadata that are none, or have names of ours."""
     if metadata is None:
         return
     if not isinstance(metadata, Mapping):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 from asyncstore.errors import InvalidType, InvalidValue, SequenceConflict
 from asyncstore.folding import DEFAULT_TRIES, Fold, Folder
 from asyncstore.typed.bodies import Bodies, is_sealed
-from asyncstore.typed.registry import Registry
+from asyncstore.typed.registry import Registry, check_unreserved
 from asyncstore.typed.subjects import StoredKeys
 from asyncstore.values import check_aggregate, check_expected, check_trace
 
@@ -194,6 +194,7 @@ class TypedStore(Generic[E]):
         initial: S,
         *,
         tries: int = DEFAULT_TRIES,
+        metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         correlation_id: str | None = None,
         source: Source | None = None,
@@ -201,14 +202,15 @@ class TypedStore(Generic[E]):
     ) -> Appended:
         """Append the objects that `decide(state)` returns, as `Store.update` does events.
 
-        The state is what `fold` returns; `decide` may be async.
+        The state is what `fold` returns; `decide` may be async. `metadata` are those of each event.
         """
+        check_unreserved(metadata)
         trace = check_trace(idempotency_key, correlation_id, source)
 
         async def events_of(state: S) -> list[Event]:
             decision = decide(state)
             values = await decision if inspect.isawaitable(decision) else decision
-            return await self.to_events(aggregate, values)
+            return await self.to_events(aggregate, values, metadata=metadata)
 
         how = self._fold(apply, initial, options)
         return await self._folder.update(aggregate, events_of, how, tries, trace)
