@@ -33,6 +33,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 import typer.main
 
+import asyncstore
 from asyncstore import Settings, embedded
 from asyncstore.commands.app import app
 from tests import api, markdown, servers
@@ -223,6 +224,24 @@ def fsynced_beside_umadb(*writers: int) -> Iterator[float]:
 
 def results(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def test_the_blocks_pass_a_strict_type_checker(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is not installed: it checks types")
+    for file in FILES:
+        for block in markdown.blocks_of(file):
+            if block.language == "python" and block.not_run is None:
+                name = re.sub(r"\W", "_", f"{file}_{block.line}")
+                (tmp_path / f"{name}.py").write_text(block.text)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "."],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(Path(asyncstore.__file__).parent.parent)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_targets_of_make_exist() -> None:

@@ -48,13 +48,16 @@ class Compression(Protocol):
 class Zlib:
     """The compression of the standard library. Gives back at most `most` bytes."""
 
-    name: Final = "zlib"
-
     def __init__(self, *, level: int = 6, most: int = 64 * 2**20) -> None:
         if check_whole_number("level", level) > 9:
             raise InvalidValue("level", "it must be 0 to 9")
         self._level = level
         self._most = check_whole_number("most", most, least=1)
+
+    @property
+    def name(self) -> str:
+        """What stands in the metadata."""
+        return "zlib"
 
     def compress(self, body: bytes) -> bytes:
         """Return a body that `decompress` gives back."""
