@@ -13,22 +13,20 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = {"wide": "1280,1600", "narrow": "390,1400"}
-QUERIES = {"search": "?q=snapshot"}  # so that there is something to see
-QUIET = (
-    "--disable-background-networking",
-    "--disable-gpu",
-    "--hide-scrollbars",
-    "--no-first-run",
-    "--virtual-time-budget=5000",
-)
+QUIET = ("--disable-background-networking", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
+# A search is nothing to see without a query, and takes the page's scripts some time.
+QUERIES = {"search": "?q=snapshot"}
+PATIENT = "--virtual-time-budget=5000"
 
 
 def take(browser: str, page: Path, picture: Path, size: str) -> None:
-    """Have the browser draw a page once its scripts are done; its profile is thrown away."""
-    url = page.resolve().as_uri() + QUERIES.get(page.stem, "")
+    """Have the browser draw a page, with a profile of its own that is thrown away."""
+    query = QUERIES.get(page.stem, "")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [browser, "--headless", "--no-sandbox", *QUIET, f"--user-data-dir={profile}"]
-        command += [f"--window-size={size}", f"--screenshot={picture}", url]
+        command += [PATIENT] if query else []
+        command += [f"--window-size={size}", f"--screenshot={picture}"]
+        command += [page.resolve().as_uri() + query]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
