@@ -77,6 +77,75 @@ class _Lag:
     missed: int | None
 
 
+class _Inbox:
+    """Where the events are that were heard of and not taken yet, as far as there is room."""
+
+    def __init__(self, wanted: Wanted, room: int) -> None:
+        self.changed = asyncio.Event()
+        self.waiting: deque[Range | _Lag] = deque()
+        self._wanted = wanted
+        self._room = room
+
+    def take_lag(self) -> _Lag | None:
+        """Take what stands first, if that is a lag."""
+        first = self.waiting[0]
+        if not isinstance(first, _Lag):
+            return None
+        self.waiting.popleft()
+        return first
+
+    def first_ranges(self, most: int) -> list[Range]:
+        """Return what is to be read next: as much as comes before a lag."""
+        ranges: list[Range] = []
+        for waiting in self.waiting:
+            if isinstance(waiting, _Lag) or len(ranges) == most:
+                break
+            ranges.append(waiting)
+        return ranges
+
+    def take(self, ranges: Iterable[Range]) -> None:
+        """Make room, as the first ones were read."""
+        for wanted in ranges:
+            self.waiting.popleft()
+            self._room += _size(wanted)
+
+    # What the doorbell calls
+
+    def heard(self, ring: Ring) -> None:
+        """Note where new events are, or how many there is no room for."""
+        if not self._wanted.takes(ring):
+            return
+        for change in ring.changes():
+            if not self._wanted.takes_root(change.root):
+                continue
+            aggregate = Aggregate(ring.domain, change.root, ring.edition)
+            for start in range(change.first, change.end, _EVENTS_A_READ):
+                self._add(Range(aggregate, start, min(start + _EVENTS_A_READ, change.end)))
+        self.changed.set()
+
+    def missed(self, tags: Collection[str]) -> None:
+        """Note that nobody knows what was appended for a while."""
+        self._lag().missed = None
+        self.changed.set()
+
+    def _add(self, wanted: Range) -> None:
+        if _size(wanted) <= self._room:
+            self.waiting.append(wanted)
+            self._room -= _size(wanted)
+            return
+        lag = self._lag()
+        if lag.missed is not None:
+            lag.missed += _size(wanted)
+
+    def _lag(self) -> _Lag:
+        last = self.waiting[-1] if self.waiting else None
+        if isinstance(last, _Lag):
+            return last
+        lag = _Lag(0)
+        self.waiting.append(lag)
+        return lag
+
+
 class Listener:
     """Hears the events of a store while it is entered; made by `Store.listen`.
 
@@ -89,11 +158,9 @@ class Listener:
         self._reader = reader
         self._wanted = wanted
         self._buffer = check_whole_number("buffer", buffer)
-        self._waiting: deque[Range | _Lag] = deque()
-        self._events = 0  # that wait
+        self._inbox = _Inbox(wanted, buffer)
         self._ready: deque[RecordedEvent | CorruptEvent] = deque()
         self._reading = asyncio.Lock()
-        self._changed = asyncio.Event()
         self._is_entered = False
         self._is_over = False
 
@@ -101,7 +168,7 @@ class Listener:
         if self._is_entered:
             raise StoreClosed("a listener is entered once: call store.listen() again")
         self._is_entered = True
-        await self._doorbell.join(self)
+        await self._doorbell.join(self._inbox)
         return self
 
     async def __aexit__(
@@ -111,8 +178,8 @@ class Listener:
         traceback: TracebackType | None,
     ) -> None:
         self._is_over = True
-        self._changed.set()
-        await self._doorbell.leave(self)
+        self._inbox.changed.set()
+        await self._doorbell.leave(self._inbox)
 
     def __aiter__(self) -> Self:
         return self
@@ -134,27 +201,19 @@ class Listener:
 
     async def _take_more(self) -> None:
         """Read what comes next, if nobody else did meanwhile."""
-        while not self._ready and not self._waiting:
+        inbox = self._inbox
+        while not self._ready and not inbox.waiting:
             if self._is_over:
                 raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
+            inbox.changed.clear()
+            await inbox.changed.wait()
         if self._ready:
             return
-        first = self._waiting[0]
-        if isinstance(first, _Lag):
-            self._waiting.popleft()
-            raise ListenerLagged(first.missed, self._buffer)
-        ranges: list[Range] = []
-        for waiting in self._waiting:
-            if isinstance(waiting, _Lag) or len(ranges) == _READS_AT_ONCE:
-                break
-            ranges.append(waiting)
+        if (lag := inbox.take_lag()) is not None:
+            raise ListenerLagged(lag.missed, self._buffer)
+        ranges = inbox.first_ranges(_READS_AT_ONCE)
         found = await all_of(self._read(wanted) for wanted in ranges)
-        # Taken only now: whoever is cancelled while it reads has lost nothing.
-        for wanted in ranges:
-            self._waiting.popleft()
-            self._events -= _size(wanted)
+        inbox.take(ranges)  # only now: whoever is cancelled while it reads has lost nothing
         self._ready.extend(event for events in found for event in events)
 
     async def _read(self, wanted: Range) -> list[RecordedEvent | CorruptEvent]:
@@ -164,43 +223,6 @@ class Listener:
         except CorruptEvent as error:
             return [error]
         return [event for event in events if self._wanted.takes_type(event.type)]
-
-    # What the doorbell calls
-
-    def heard(self, ring: Ring) -> None:
-        """Note where new events are, or how many there is no room for."""
-        if not self._wanted.takes(ring):
-            return
-        for change in ring.changes():
-            if not self._wanted.takes_root(change.root):
-                continue
-            aggregate = Aggregate(ring.domain, change.root, ring.edition)
-            end = change.first + change.count
-            for start in range(change.first, end, _EVENTS_A_READ):
-                self._add(Range(aggregate, start, min(start + _EVENTS_A_READ, end)))
-        self._changed.set()
-
-    def _add(self, wanted: Range) -> None:
-        if self._events + _size(wanted) <= self._buffer:
-            self._waiting.append(wanted)
-            self._events += _size(wanted)
-            return
-        lag = self._lag()
-        if lag.missed is not None:
-            lag.missed += _size(wanted)
-
-    def missed(self, tags: Collection[str]) -> None:
-        """Note that nobody knows what was appended for a while."""
-        self._lag().missed = None
-        self._changed.set()
-
-    def _lag(self) -> _Lag:
-        last = self._waiting[-1] if self._waiting else None
-        if isinstance(last, _Lag):
-            return last
-        lag = _Lag(0)
-        self._waiting.append(lag)
-        return lag
 
 
 def _size(wanted: Range) -> int:

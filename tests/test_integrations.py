@@ -534,8 +534,8 @@ async def test_rings_that_are_lost(
     store: asyncstore.Store, monkeypatch: pytest.MonkeyPatch, lose: Callable[[int], Any]
 ) -> None:
     live = LiveEvents(store, ORDER, heartbeat=0.05)
-    heard, count = live._live.heard, iter(range(10**6))
-    monkeypatch.setattr(live._live, "heard", lambda ring: lose(next(count)) or heard(ring))
+    heard, count = live._live._inbox.heard, iter(range(10**6))
+    monkeypatch.setattr(live._live._inbox, "heard", lambda ring: lose(next(count)) or heard(ring))
     assert numbers(await appended_meanwhile(store, live, 50)) == list(range(50))
 
 
@@ -553,7 +553,7 @@ async def test_a_connection_that_was_gone(store: asyncstore.Store) -> None:
     async with live:
         collecting = asyncio.ensure_future(frames(live, 2))
         await store.events.append(ORDER, numbered(1), expected=NEW)
-        live._live.missed([])
+        live._live._inbox.missed([])
         await store.events.append(ORDER, numbered(1, 1), expected=1)
         assert numbers(await collecting) == [0, 1]
 
