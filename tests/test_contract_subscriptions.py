@@ -533,6 +533,33 @@ class TestSettling:
                     await late.nack()
                 await delivery.ack()
 
+    @pytest.mark.parametrize("behind", [0, 1])
+    async def test_a_lease_that_has_ended_and_that_nobody_has_taken(
+        self, server: Server, prefix: str, store: Store, order: Aggregate, behind: int
+    ) -> None:
+        await store.events.append(order, numbered(1 + behind), expected=NEW)
+        async with store.subscribe("projector", "orders") as sub:
+            (late,) = await take(sub)
+            with server.client() as client:
+                client.hset(Keys(prefix).lease("projector", order), "until", "1")
+            with pytest.raises(LeaseLost):
+                await late.ack()
+            assert await store.positions.get("projector", order) is None
+
+    async def test_the_tries_of_one_event_are_none_of_the_next(
+        self, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(2), expected=NEW)
+        async with store.subscribe("projector", "orders") as sub:
+            (delivery,) = await take(sub)
+            await delivery.nack()
+            (delivery,) = await take(sub)
+            assert (delivery.event.sequence, delivery.attempt) == (0, 2)
+            await delivery.ack()
+        async with store.subscribe("projector", "orders") as sub:
+            (delivery,) = await take(sub)
+            assert (delivery.event.sequence, delivery.attempt) == (1, 1)
+
     async def test_after_the_end_of_the_subscription(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(1), expected=NEW)
         async with store.subscribe("projector", "orders") as sub:

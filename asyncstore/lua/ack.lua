@@ -16,8 +16,9 @@ local events, divergence, main = KEYS[4], KEYS[5], KEYS[6]
 local root, holder, through, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local following, is_again = ARGV[5], ARGV[6] == 'again'
 local moment = now_of_server()
-redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
 -- include: at_once.lua
+-- include: going_on.lua
+redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
 -- include: acking.lua
 
 if not is_still_held then
