@@ -146,7 +146,9 @@ class Delivery:
         return self._held.worklist.terms.handler
 
     def _count_up_to(self, through: int | None) -> int:
-        return sum(1 for event in self.events if through is None or event.sequence <= through)
+        if through is None:
+            return len(self.events)
+        return sum(1 for event in self.events if event.sequence <= through)
 
     def _is_done(self) -> bool:
         return self._is_refused or self._settled == len(self.events)
@@ -241,7 +243,7 @@ class Step:
         if following is None and leased.bad is not None:
             following = leased.bad_at
         last = delivery.events[settled + count - 1]
-        known = (last.sequence, last.id.hex)
+        known = (last.sequence, last._hex_id())
         if following is None:
             known, held.was_rung = leased.last_seen(), False
         then: Then = GIVE_BACK if following is None else following

@@ -12,6 +12,8 @@ from typing import Any
 
 Form = Callable[[Any], bool]
 
+_TEXT = {bytes}  # the types of what a list of texts holds
+
 
 def is_text(reply: Any) -> bool:
     """A bulk string."""
@@ -40,7 +42,7 @@ def is_score(reply: Any) -> bool:
 
 def is_texts(reply: Any) -> bool:
     """A list of bulk strings; it may be empty."""
-    return type(reply) is list and all(type(item) is bytes for item in reply)
+    return type(reply) is list and set(map(type, reply)) <= _TEXT
 
 
 def is_appended(reply: Any) -> bool:

@@ -112,6 +112,10 @@ class RecordedEvent:
             self._id = UUID(bytes=self._id)
         return self._id
 
+    def _hex_id(self) -> str:
+        """Return the id in hexadecimal, without a UUID made for it."""
+        return (self._id if isinstance(self._id, bytes) else self._id.bytes).hex()
+
     @property
     def time(self) -> datetime:
         """When it happened, in UTC."""

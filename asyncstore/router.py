@@ -199,9 +199,9 @@ class Router:
     ) -> None:
         """Run a script at once; the caller gets the reply as it came, each of many its part."""
         slot = slot_of(keys[0]) if self._by_slot else None
-        born, is_group = self.loop().time(), len(callers) > 1
-        request = script.request(keys, arguments, callers, born, is_group=is_group, slot=slot)
         home = self.servers().node_of(slot).transport
+        born, is_group = callers[0].get_loop().time(), len(callers) > 1
+        request = script.request(keys, arguments, callers, born, is_group=is_group, slot=slot)
         home.send(request)
         home.flush()
 

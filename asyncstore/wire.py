@@ -153,7 +153,10 @@ class Request:
 
     def is_over(self) -> bool:
         """Whether nobody waits any more: all were answered, or cancelled."""
-        return all(caller.done() for caller in self.callers)
+        for caller in self.callers:  # noqa: SIM110 - a generator takes four times as long
+            if not caller.done():
+                return False
+        return True
 
     def settle(self, reply: Reply) -> Sequence[tuple[Request, ReplyError]]:
         """Hand over the last reply. Return what was refused as a whole, which still waits."""
@@ -388,7 +391,7 @@ class Wire(asyncio.Protocol):
 
         Waiting for the end of the turn costs a lone request 5 µs of about 100, and gains nothing.
         """
-        was_idle = self.is_idle()
+        was_idle = not self._calls
         if not self.outbox and not was_idle:
             self._loop.call_soon(self.flush)
         self.outbox.append(request)

@@ -10,6 +10,7 @@ import logging
 import weakref
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -290,7 +291,7 @@ class Worker:
                 return
 
     def _deliver(self, held: Held, most: int) -> Delivery:
-        events = [event for event, _ in zip(held.leased.events, range(most), strict=False)]
+        events = list(islice(held.leased.events, most))
         delivery = Delivery(self, held, events)
         if delivery.attempt > 1:
             self._router.tally.redeliveries[self.terms.handler] += 1
@@ -300,10 +301,9 @@ class Worker:
         self._give_back_surplus()
         if all(taker.done() for taker in self._takers):
             self._kept.give_back()  # nobody is free here, somebody else may be
-        if self.share():
-            for feeder in self._feeders.values():
-                if feeder.lacks_room:
-                    feeder.wake()
+        for feeder in self._feeders.values():
+            if feeder.lacks_room and self.share():
+                feeder.wake()
         return delivery
 
     def _offer(self, held: Held) -> None:
@@ -320,8 +320,9 @@ class Worker:
 
     def _give_back_surplus(self) -> None:
         """Let other workers have what was leased ahead when handlers were quicker."""
-        count = len(self._ready) - self._pace.ahead
-        surplus = [self._ready.pop() for _ in range(count)]
+        surplus: list[Held] = []
+        while len(self._ready) > self._pace.ahead:
+            surplus.append(self._ready.pop())
         if surplus:
             for held in surplus:
                 self._let_go(held, is_due=False)

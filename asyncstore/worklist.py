@@ -269,11 +269,11 @@ class Worklist:
     def acked(self, reply: Reply) -> str:
         """Return what is left, by the answer to an ack."""
         parts = self._router.answers.checked(reply, scripts.ACK.name)
+        if forms.is_one_text(parts):
+            return str(parts[0].decode())
         if forms.is_failure(parts):
             raise self._router.answers.refused(scripts.ACK.name, parts[1].decode())
-        if not forms.is_one_text(parts):
-            raise self._router.answers.misfit(scripts.ACK.name)
-        return str(parts[0].decode())
+        raise self._router.answers.misfit(scripts.ACK.name)
 
     async def ack_and_append(
         self,
