@@ -218,19 +218,19 @@ class Worklist:
     ) -> None:
         places = self._keys.places(leased.aggregate, diverges_at)
         for member in members:
-            found = _SEQUENCE.match(member)
-            at = int(found[1]) if found else due or 0
             try:
                 event = event_of_member(leased.aggregate, places, member)
                 if due is not None and event.sequence != due:
-                    at = due
                     raise codec.Undecodable("the event is missing, or at another place")
             except codec.Undecodable as error:
+                found = _SEQUENCE.match(member) if due is None else None
+                at = int(found[1]) if found else due or 0
                 leased.bad = CorruptEvent(places.key_at(at), at, str(error))
                 leased.bad_at = at
                 return
             leased.events.append(event)
-            due = None if due is None else due + 1
+            if due is not None:
+                due += 1
 
     def add_heard(self, leased: Leased, change: Change) -> bool:
         """Add events that a ring has brought to those that were leased, if they follow on them."""
