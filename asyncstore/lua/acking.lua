@@ -2,7 +2,10 @@
 -- script before it has named: the keys `position`, `lease`, `events`, `divergence` and `main`;
 -- `root`, `holder`, `through`, `id`, `following` and `is_again`, as ack.lua has them; `moment`, the
 -- server's time.
-local about = about_lease(lease)
+local found = redis.call('HMGET', lease, 'holder', 'until', 'by', 'again')
+local about = {
+  holder = found[1] or '', ends = tonumber(found[2]) or 0, by = found[3], again = found[4] or '',
+}
 local next_sequence, diverged_at = end_of(events, divergence, main)
 local at = tonumber(position_of(value_at(position), diverged_at) or -1)
 local is_still_held = is_held(about, holder, moment)
