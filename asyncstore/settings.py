@@ -323,10 +323,16 @@ def _check_password(settings: Settings) -> None:
         raise ConfigurationError("password", why)
     if settings.backend != REDIS:
         raise ConfigurationError("password", "an embedded server has none: which url is it for?")
-    for url in (settings.url or "", *settings.urls):
-        parts = urlsplit(url)
-        if parts.password is not None or "password" in dict(parse_qsl(parts.query)):
-            raise ConfigurationError("password", "the URL has one, too: leave one of them out")
+    if has_password_in_url(settings):
+        raise ConfigurationError("password", "the URL has one, too: leave one of them out")
+
+
+def has_password_in_url(settings: Settings) -> bool:
+    """Whether a URL of the settings has a password in it."""
+    parts = [urlsplit(url) for url in (settings.url or "", *settings.urls)]
+    return any(
+        one.password is not None or "password" in dict(parse_qsl(one.query)) for one in parts
+    )
 
 
 def _with_password(url: str, password: str | None) -> str:

@@ -535,8 +535,8 @@ def test_bench_shows_how_the_calls_spread(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
-    ids=["Ctrl-C", "SIGTERM"],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP"],
 )
 def test_bench_interrupted_leaves_nothing_behind(cli: Cli, number: int, code: int) -> None:
     with cli.process("bench", "--count", "100000") as benching:
@@ -548,6 +548,32 @@ def test_bench_interrupted_leaves_nothing_behind(cli: Cli, number: int, code: in
     assert b"interrupted" in said
     assert b"Traceback" not in said
     assert servers.keys_with(cli.server, cli.prefix) == set()
+
+
+def test_a_terminal_that_closes_more_than_once_does_not_stop_the_cleaning(cli: Cli) -> None:
+    with cli.process("bench", "--count", "100000") as benching:
+        asyncio.run(eventually(lambda: written(cli), "it writes"))
+        while benching.poll() is None:
+            benching.send_signal(signal.SIGHUP)
+        assert benching.wait(30) == 129
+    assert servers.keys_with(cli.server, cli.prefix) == set()
+
+
+def test_nohup_outlives_the_terminal(orders: Cli) -> None:
+    command = [*ASYNCSTORE, "tail", "--limit", "1", *orders.place]
+    with (
+        subprocess.Popen(
+            ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command],  # noqa: S607
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as tailing,
+        killed(tailing),
+    ):
+        assert tailing.stderr is not None
+        assert tailing.stderr.readline() == b"listening\n"
+        tailing.send_signal(signal.SIGHUP)
+        orders.append("orders", "1", "Paid", "1")
+        assert tailing.wait(30) == 0
 
 
 def written(cli: Cli) -> bool:
@@ -588,6 +614,7 @@ def test_init_writes_the_settings(
     done = init(*arguments)
     assert done.exit_code == 0, done.stderr
     assert "s3cret" not in done.stdout + done.stderr
+    assert ("has the password in it" in done.stderr) == ("s3cret" in " ".join(arguments))
     assert Settings.from_toml("asyncstore.toml") == wanted
     assert Path("asyncstore.toml").stat().st_mode & 0o777 == 0o600
 
@@ -809,6 +836,36 @@ def test_a_reader_that_has_seen_enough(cli: Cli, command: str) -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_error_that_nobody_hears_has_its_code(orders: Cli) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [*ASYNCSTORE, "append", "orders", "1", "T", "1", "--expected", "new", *orders.place]
+    try:
+        assert subprocess.run(command, stderr=write, check=False).returncode == 3
+    finally:
+        os.close(write)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nobody says what it heeds")
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_one_ctrl_c_is_enough_where_nobody_opens_the_pipe(
+    cli: Cli, command: str, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with cli.process(command, str(pipe)) as waiting:
+        asyncio.run(eventually(lambda: heeds(waiting.pid, signal.SIGTERM), "it is at work"))
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(30) == 130
+
+
+def heeds(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = re.search(r"^SigCgt:\t([0-9a-f]+)$", status, re.M)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 def test_a_bar_on_the_terminal_takes_nothing_out_of_a_pipe(orders: Cli) -> None:

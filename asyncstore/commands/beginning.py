@@ -15,7 +15,14 @@ from asyncstore.commands.exits import FAILED, end_with
 from asyncstore.commands.options import AsJson, Level, options_at
 from asyncstore.commands.output import RED, print_json, print_line, say
 from asyncstore.errors import ConfigurationError, InvalidValue
-from asyncstore.settings import DEFAULT_DIRECTORY, EMBEDDED, FILE_NAME, REDIS, Settings
+from asyncstore.settings import (
+    DEFAULT_DIRECTORY,
+    EMBEDDED,
+    FILE_NAME,
+    REDIS,
+    Settings,
+    has_password_in_url,
+)
 from asyncstore.store import examine
 
 if TYPE_CHECKING:
@@ -130,6 +137,11 @@ def _init(given: _Given, target: _Target, check: bool, as_json: bool) -> int:
         print_json({"file": str(target.path), "store": settings.where()})
     else:
         print_line(f"{target.path}: the store is at {settings.where()}")
+    if has_password_in_url(settings):
+        say(
+            f"{target.path} has the password in it, readable for you alone: keep the file out of "
+            "version control, or take it out of the URL and give it by ASYNCSTORE_PASSWORD"
+        )
     return 0
 
 

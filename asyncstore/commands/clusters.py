@@ -14,7 +14,7 @@ import anyio
 import typer
 
 from asyncstore import balance, embedded_cluster
-from asyncstore.commands.exits import run
+from asyncstore.commands.exits import run, stop_signals
 from asyncstore.commands.options import AsJson, KeyPrefix, Url, options_at, settings_of_a_store
 from asyncstore.commands.output import (
     Columns,
@@ -57,7 +57,9 @@ def cluster_start(
 
 @app.command("stats")
 def cluster_stats(
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds to count appends.")] = 2.0,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds to count appends.")
+    ] = 2.0,
     hottest: Annotated[int, typer.Option(min=0, help="How many slots are shown.")] = 10,
     as_json: AsJson = False,
     url: Url = None,
@@ -90,7 +92,7 @@ def _until_stopped() -> Iterator[None]:
     """Leave the block in good order when a signal says stop, also when it comes again and again."""
     loop = asyncio.get_running_loop()
     with anyio.CancelScope() as scope:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, *stop_signals()):
             loop.add_signal_handler(number, scope.cancel)
         yield
 

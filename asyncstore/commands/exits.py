@@ -28,13 +28,14 @@ CONFLICT: Final = 3
 UNSURE: Final = 4
 INTERRUPTED: Final = 130
 CLOSED_PIPE: Final = 141
-TERMINATED: Final = 143
+_OF_A_SIGNAL: Final = 128  # and its number, as shells have it
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 not done, or something is wrong; 2 it can't be done as it was asked "
     "for: arguments, settings; 3 a conflict: somebody else has appended first; 4 events are "
-    "stored, but not as durable as asked for, or may be; 130 Ctrl-C; 141 nobody reads the output "
-    "any more; 143 SIGTERM. `doctor`, `verify`, `compare`: see their --help."
+    "stored, but not as durable as asked for, or may be; 129 the terminal was closed; 130 Ctrl-C; "
+    "141 nobody reads the output any more; 143 SIGTERM. `doctor`, `verify`, `compare`: see their "
+    "--help."
 )
 
 
@@ -46,25 +47,54 @@ def run(
     """Run a command, and end with the code that it returns, or that of an error.
 
     `failed` is that of an error which has none of its own. `interrupted` is said at Ctrl-C and at
-    SIGTERM; '' where that is how the command ends.
+    the signals that end it as Ctrl-C does; '' where that is how the command ends.
     """
-    end_with(lambda: asyncio.run(_terminable(command())), failed, interrupted)
+    end_with(lambda: asyncio.run(_stoppable(command())), failed, interrupted)
 
 
-async def _terminable(work: Coroutine[Any, Any, int]) -> int:
-    """Cancel it at SIGTERM, as asyncio does at Ctrl-C: it leaves nothing behind.
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals beside that of Ctrl-C which ask to stop.
 
-    A second SIGTERM ends it at once.
+    That of a terminal which was closed is one, unless whoever has started this process wants it to
+    go on then, as `nohup` does.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGHUP]
+
+
+class _Stopped(Exception):
+    """A signal has ended a command."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.code = _OF_A_SIGNAL + number
+
+
+async def _stoppable(work: Coroutine[Any, Any, int]) -> int:
+    """Cancel it at a signal, as asyncio does at Ctrl-C: it leaves nothing behind.
+
+    A second SIGTERM ends it at once. A terminal that was closed may say so more than once.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    came: list[signal.Signals] = []
 
-    def cancel() -> None:
-        loop.remove_signal_handler(signal.SIGTERM)
+    def cancel(number: signal.Signals) -> None:
+        came.append(number)
+        for one in numbers:
+            loop.remove_signal_handler(one)
+        if signal.SIGHUP in numbers:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if task is not None:
             task.cancel()
 
-    loop.add_signal_handler(signal.SIGTERM, cancel)
-    return await work
+    numbers = stop_signals()
+    for one in numbers:
+        loop.add_signal_handler(one, cancel, one)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if came:
+            raise _Stopped(came[0]) from None
+        raise
 
 
 def end_with(
@@ -78,15 +108,15 @@ def end_with(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = CLOSED_PIPE
     except (AsyncStoreError, OSError) as error:
-        say(f"error: {error}", RED)
+        _say_if_heard(f"error: {error}", RED)
         code = _code_of(error, failed)
     except typer.Abort:  # at a question
         say(interrupted)
         code = INTERRUPTED
     except KeyboardInterrupt:
         _leave(interrupted, INTERRUPTED)
-    except asyncio.CancelledError:
-        _leave(interrupted, TERMINATED)
+    except _Stopped as stopped:
+        _leave(interrupted, stopped.code)
     raise typer.Exit(code)
 
 
@@ -100,7 +130,12 @@ def _code_of(error: Exception, failed: int) -> int:
 
 
 def _leave(why: str, code: int) -> NoReturn:
-    if why:
-        with suppress(OSError):
-            say(why)
+    _say_if_heard(why)
     os._exit(code)  # a thread may still wait for a pipe, and nothing else is left to do
+
+
+def _say_if_heard(text: str, style: str = "") -> None:
+    """Say something on a terminal or pipe that may be gone: the exit code counts then."""
+    if text:
+        with suppress(OSError):
+            say(text, style)

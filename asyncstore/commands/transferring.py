@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, cast
@@ -34,7 +34,7 @@ from asyncstore.errors import CorruptEvent
 from asyncstore.store import open as open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from asyncstore.settings import Options
     from asyncstore.transfer import ImportReport
@@ -85,17 +85,16 @@ def export(
 
 async def _import(path: Path, as_json: bool, options: Options) -> int:
     started = time.perf_counter()
-    with _reading(path) as source:
-        async with open_store(**options) as store:
-            if path == _PIPE:
-                say_if_typed("JSON lines")
-            loading = transfer.Import(store)
-            try:
-                await _load_all(source, loading)
-            finally:
-                _print_report(loading.report, time.perf_counter() - started)
-                if as_json:
-                    print_json(asdict(loading.report))
+    async with _reading(path) as source, open_store(**options) as store:
+        if path == _PIPE:
+            say_if_typed("JSON lines")
+        loading = transfer.Import(store)
+        try:
+            await _load_all(source, loading)
+        finally:
+            _print_report(loading.report, time.perf_counter() - started)
+            if as_json:
+                print_json(asdict(loading.report))
     return 1 if loading.report.bad_lines or loading.report.held_back else 0
 
 
@@ -166,15 +165,15 @@ class _Source:
             raise OSError(f"what is compressed is damaged or cut off: {error}") from error
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[_Source]:
+@asynccontextmanager
+async def _reading(path: Path) -> AsyncIterator[_Source]:
     if path == _PIPE:
         yield _Source(cast(IO[bytes], sys.stdin.buffer), None)
     else:
-        with path.open("rb", buffering=0) as file:
+        with await _opened(path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             size = status.st_size if stat.S_ISREG(status.st_mode) else None
-            yield _Source(cast(IO[bytes], file), size)
+            yield _Source(file, size)
 
 
 async def _export(path: Path, domains: list[str] | None, skip: bool, options: Options) -> int:
@@ -189,34 +188,43 @@ async def _export(path: Path, domains: list[str] | None, skip: bool, options: Op
 
     settings = settings_of_a_store(options)
     count = 0
-    with _writing(path) as target:
-        async with open_store(settings) as store:
-            with progress("exporting", None) as advance:
-                async for line in transfer.export_lines(store, domains, note if skip else None):
-                    target.write(line)
-                    count += 1
-                    if count % 1000 == 0:
-                        advance(None, count)
+    async with _writing(path) as target, open_store(settings) as store:
+        with progress("exporting", None) as advance:
+            async for line in transfer.export_lines(store, domains, note if skip else None):
+                target.write(line)
+                count += 1
+                if count % 1000 == 0:
+                    advance(None, count)
     say(f"{count:,} lines exported" + (f", {len(corrupt)} left out" if corrupt else ""))
     return 1 if corrupt else 0
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[IO[bytes]]:
+@asynccontextmanager
+async def _writing(path: Path) -> AsyncIterator[IO[bytes]]:
     """Write to the output, or to a file that has its name only once it is complete."""
     if path == _PIPE:
         yield cast(IO[bytes], _Terminal()) if sys.stdout.isatty() else sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    with _until_complete(path) as place:
+        try:
+            file = await _opened(place, "wb")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        with file, _packed(file, path) as packed:
+            yield packed
+
+
+@contextmanager
+def _until_complete(path: Path) -> Iterator[Path]:
+    """Give where a file is written until it gets its name."""
     if path.exists() and not path.is_file():  # a device or a named pipe; a directory says no
-        with _opened(path, path) as file:
-            yield file
+        yield path
         return
     target = path.resolve()
     part = target.with_name(target.name + ".part")
     try:
-        with _opened(part, path) as file:
-            yield file
+        yield part
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -230,16 +238,16 @@ class _Terminal:
         print(json_of(json.loads(line)))
 
 
+async def _opened(path: Path, mode: str, buffering: int = -1) -> IO[bytes]:
+    """Open a file. A named pipe waits for whoever opens its other end: not in the event loop."""
+    return await anyio.to_thread.run_sync(path.open, mode, buffering, abandon_on_cancel=True)
+
+
 @contextmanager
-def _opened(place: Path, path: Path) -> Iterator[IO[bytes]]:
-    """Open `place` for writing, compressed if that is how the user calls it: `path`."""
-    try:
-        file = place.open("wb")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    with file:
-        if not path.name.endswith(".gz"):
-            yield file
-            return
-        with gzip.GzipFile(fileobj=file, mode="wb") as packed:
-            yield cast(IO[bytes], packed)
+def _packed(file: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
+    """Give what compresses on its way to a file, if that is how the user calls it."""
+    if not path.name.endswith(".gz"):
+        yield file
+        return
+    with gzip.GzipFile(fileobj=file, mode="wb") as packed:
+        yield cast(IO[bytes], packed)
