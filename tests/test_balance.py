@@ -82,6 +82,7 @@ async def test_the_command_line(store: Store, small_cluster: SmallCluster) -> No
     found = json.loads(done.stdout)
     assert sum(node["events"] for node in found["nodes"]) == 303
     assert len(found["hottest"]) == 2
+    assert run(*arguments, *place, "--interval", "inf").returncode == 2
     done = run(*arguments, "--url", f"{small_cluster.urls[0]}?cluster=true")
     assert done.returncode == 0
     for node in found["nodes"]:

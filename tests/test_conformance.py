@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,14 +30,17 @@ class Run:
     skipped: dict[str, str]
 
 
-def call(server: Server, factory: str, *options: str) -> subprocess.CompletedProcess[str]:
+def call(
+    server: Server, factory: str, *options: str, errors: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     """Run the command, as somebody does who has a store in a module of their own."""
     return subprocess.run(
         [
             *(sys.executable, "-m", "asyncstore", "conformance"),
             *(f"tests.conformance_stores:{factory}", *options),
         ],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
         check=False,
         cwd=ROOT,
@@ -158,6 +162,18 @@ def test_for_people_it_shows_where_it_failed(one_server: Server) -> None:
     assert shown[-1] == "0 passed, 1 failed, 0 skipped"
 
 
+def test_at_a_terminal_it_shows_how_far_it_is(one_server: Server) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        done = call(one_server, "sound", "--only", "test_zero_is_a_position", errors=theirs)
+        shown = os.read(ours, 65536)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert (done.returncode, done.stdout) == (0, "1 passed, 0 failed, 0 skipped\n")
+    assert b"cases" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -166,8 +182,9 @@ def test_for_people_it_shows_where_it_failed(one_server: Server) -> None:
         (["tests.conformance_stores:nothing"], "no function 'nothing'"),
         (["tests.conformance_stores:closed"], "it opens no store: OSError('closed')"),
         (["tests.conformance_stores:sound", "--without", "wings"], "'wings' is not one of"),
+        (["tests.conformance_stores:sound", "--timeout", "nan"], "3600"),
     ],
-    ids=["no colon", "no module", "no function", "no store", "no part"],
+    ids=["no colon", "no module", "no function", "no store", "no part", "no time"],
 )
 def test_what_can_not_be_run(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["conformance", *arguments])

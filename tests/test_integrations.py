@@ -281,9 +281,13 @@ async def test_health(served: Served, client: httpx.AsyncClient) -> None:
     assert ready.status_code == 200
     assert ready.json()["status"] == "ready"
     assert ".sock" not in ready.text
+    for probe in ("live", "ready"):  # what watches from outside often asks for the head alone
+        head = await client.head(f"/health/{probe}")
+        assert (head.status_code, head.content) == (200, b"")
     await served.store.__aexit__(None, None, None)
     gone = await client.get("/health/ready")
     assert (gone.status_code, gone.json()["status"]) == (503, "unavailable")
+    assert (await client.head("/health/ready")).status_code == 503
     assert (await client.get("/health/live")).status_code == 200
     assert (await client.post("/notes/1", content="a")).status_code == 503
 

@@ -9,7 +9,7 @@ import typer
 
 from asyncstore.commands.exits import FAILED, MISUSED, end_with
 from asyncstore.commands.options import AsJson
-from asyncstore.commands.output import RED, print_json, print_line, say
+from asyncstore.commands.output import RED, counting, print_json, print_line, say
 from asyncstore.testing.parts import Part, Terms
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def conformance(
         list[Part] | None, typer.Option(help="A part that the store lacks; repeatable.")
     ] = None,
     only: Annotated[str, typer.Option(help="Only cases that match, as in pytest -k.")] = "",
-    timeout: Annotated[float, typer.Option(help="Seconds that a case may take.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.01, max=3600, help="Seconds that a case may take.")
+    ] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Run what every store must do against a store of your own.
@@ -48,17 +50,20 @@ def _conformance(factory: str, terms: Terms, *, as_json: bool) -> int:
             raise
         say("error: this needs pytest: pip install 'asyncstore[testing]'", RED)
         return MISUSED
-    outcomes = running.run(running.factory_of(factory), terms, _hush if as_json else _tell)
+    with counting("running", "cases") as on_more:
+
+        def told(outcome: Outcome) -> None:
+            on_more(1)
+            if not as_json:  # there all come in the end
+                _tell(outcome)
+
+        outcomes = running.run(running.factory_of(factory), terms, told)
     counts = _count(outcomes)
     if as_json:
         print_json({**counts, "cases": [_row(outcome) for outcome in outcomes]})
     else:
         print_line(", ".join(f"{number} {result}" for result, number in counts.items()))
     return FAILED if counts["failed"] else 0
-
-
-def _hush(outcome: Outcome) -> None:
-    """Say nothing of an outcome: all come in the end."""
 
 
 def _tell(outcome: Outcome) -> None:

@@ -346,11 +346,13 @@ def health_router(
     health = http.Health(http.HealthOptions(max_age, timeout, strict))
     router = APIRouter(prefix=path, tags=["health"])
 
+    @router.head("/live", include_in_schema=False)
     @router.get("/live")
     async def live() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "alive"}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready(request: Request) -> Response:
         """Whether the store answers, and what is not good about it."""
