@@ -702,10 +702,12 @@ def test_migrate_for_programs(orders: Cli) -> None:
 
 
 @contextmanager
-def on_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def on_a_terminal(
+    *arguments: str, kind: str = "xterm"
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Run it on a terminal; what comes with it is the file of the terminal's other end."""
     ours, theirs = pty.openpty()
-    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    environ = {**os.environ, "TERM": kind, "COLUMNS": "120"}
     try:
         with (
             subprocess.Popen(
@@ -805,6 +807,18 @@ def test_watching_subscriptions(orders: Cli) -> None:
     assert process.returncode == 130
     assert shown.endswith(b"\x1b[?25h"), "the cursor is back"
     assert b"Traceback" not in shown
+
+
+def test_watching_on_a_terminal_that_can_not_go_back(orders: Cli) -> None:
+    asyncio.run(subscribe(orders.server.url, orders.prefix))
+    corner = "┘".encode()
+    watching = ("subscriptions", "--watch", *orders.place)
+    with on_a_terminal(*watching, kind="dumb") as (process, terminal):
+        shown = shown_on(terminal, until=corner)
+        process.send_signal(signal.SIGINT)
+        shown += shown_on(terminal)
+    assert process.returncode == 130
+    assert b"\x1b" not in shown
 
 
 def test_screenshots(tmp_path: Path) -> None:

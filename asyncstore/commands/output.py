@@ -198,7 +198,7 @@ def print_cells(*cells: Cell) -> None:
 def watched() -> Iterator[Callable[[Rows], None]]:
     """Give the function that shows the newest state of a table, in the place of the one before."""
     screen = _screen()
-    if not screen.is_terminal:
+    if not screen.is_terminal or screen.is_dumb_terminal:  # Live shows nothing there till the end
         yield print_rows
         return
     with Live(Group(), console=screen, auto_refresh=False) as live:
