@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel lint types format bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak api docs docs-blocks docs-screenshots screenshots clean
+.PHONY: help demo test test-wheel lint types format chart bench bench-subscriptions bench-http bench-clusters bench-typed bench-rivals bench-telemetry trace faults soak api docs docs-blocks docs-screenshots screenshots clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -60,6 +60,10 @@ docs-screenshots: docs ## pictures of its pages by Chromium, wide and narrow, a 
 
 screenshots: $(READY) ## save what `doctor`, `read` and `tail` show as build/terminal/*.svg
 	$(BIN)/python docs/terminal.py build/terminal
+
+VALUES ?= examples/helm/orders-values.yaml
+chart: $(READY) ## list the objects that the Helm chart makes of VALUES=…
+	$(BIN)/python docs/chart.py $(VALUES)
 
 bench: $(BENCH_READY) ## measure beside other clients, 5 minutes: tables, build/bench.json and .png
 	$(BIN)/python -m benchmarks.bench

@@ -178,6 +178,28 @@ def test_what_uvicorn_gives_open_streams_is_within_the_pods_last_seconds() -> No
     assert pause + int(graceful) < pod["terminationGracePeriodSeconds"]
 
 
+def show(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "docs" / "chart.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_objects_can_be_shown(tmp_path: Path) -> None:
+    shown = show()
+    assert shown.returncode == 0, shown.stderr
+    lines = [line.split() for line in shown.stdout.splitlines()[:3]]
+    kinds = {kind: name for _, kind, name in lines}
+    assert kinds == {
+        kind: made["metadata"]["name"]
+        for kind, made in rendered(values_of("orders-values.yaml")).items()
+    }
+    shown = show("--yaml")
+    assert shown.stdout.count("\n---\n") == len(kinds) - 1
+    (tmp_path / "values.yaml").write_text("redis: {host: a, url: 'redis://b'}")
+    refused = show(str(tmp_path / "values.yaml"))
+    assert (refused.returncode, "give one of them" in refused.stderr) == (1, True)
+    assert "Traceback" not in refused.stderr
+
+
 def test_the_notes_say_where_the_store_is_and_what_is_missing() -> None:
     notes = texts_of(SEED)["NOTES.txt"]
     assert "at redis://redis.cache.svc.cluster.local:6379." in notes
