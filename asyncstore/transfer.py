@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -556,8 +557,9 @@ async def export_lines(
             if at is not None:
                 yield write_branch(aggregate, at - len(gaps))
             history = History(store, aggregate, on_corrupt, at, gaps)
-            async for line in _all_lines(history):
-                yield line
+            with suppress(BranchExists):  # it was deleted meanwhile, and diverges elsewhere now
+                async for line in _all_lines(history):
+                    yield line
 
 
 async def branches_of(store: Store, domain: str) -> AsyncIterator[tuple[Aggregate, int | None]]:

@@ -606,6 +606,22 @@ class TestExportOfEditionsAndTraces:
         lines += [text async for text in export]
         assert (await load(copy, lines)).bad_lines == []
 
+    async def test_a_branch_that_is_made_anew_elsewhere_does_not_end_it(
+        self, store: Store, copy: Store
+    ) -> None:
+        await store.events.append(ONE, numbered(3), expected=NEW)
+        await store.events.append(WHAT_IF, numbered(2), expected=2)
+        later = ONE.on("what-then")
+        await store.events.append(later, numbered(1, 100), expected=1)
+        export = transfer.export_lines(store)
+        lines = [await anext(export)]
+        await store.events.delete(WHAT_IF)
+        await store.events.append(WHAT_IF, numbered(1), expected=1)
+        lines += [text async for text in export]
+        assert (await load(copy, lines)).bad_lines == []
+        assert await copy.events.next_sequence(ONE) == 3
+        assert [event.data["n"] for event in await copy.events.read(later)] == [0, 100]
+
     async def test_branches_close_the_gaps_of_main(
         self, server: Server, prefix: str, store: Store, copy: Store
     ) -> None:
