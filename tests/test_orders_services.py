@@ -264,6 +264,16 @@ async def test_what_is_not_valid_is_not_repeated(
         assert "s3cret!" not in answer.text
 
 
+async def test_what_is_not_valid_is_named(clients: list[httpx.AsyncClient], path: str) -> None:
+    for query, name in (("until=soon", "until"), ("edition=", "edition")):
+        answer = await clients[0].get(f"{path}?{query}")
+        assert (answer.status_code, name in answer.text) == (422, True), answer.text
+    answer = await clients[0].put(f"{path}!", json={"customer": "ada"})
+    assert (answer.status_code, "order_id" in answer.text) == (422, True), answer.text
+    answer = await clients[0].put(path, content=b"{", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "body" in answer.text) == (422, True), answer.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_stops_while_somebody_listens(
     kind: str, one_server: servers.Server, prefix: str

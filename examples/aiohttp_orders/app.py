@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from asyncstore import MAIN, Aggregate, Appended, Expected
+from asyncstore import MAIN, Aggregate, Appended, Expected, InvalidValue
 from asyncstore.integrations.aiohttp import (
     etag,
     event_stream,
@@ -58,22 +58,29 @@ async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse
     except orders.Unknown as error:
         return problem_response(404, str(error))
     except ValidationError as error:
-        why = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        return problem_response(422, why)
+        whys = [(".".join(map(str, e["loc"])) or "body", e["msg"]) for e in error.errors()]
+        return problem_response(422, "; ".join(f"{where}: {why}" for where, why in whys))
+
+
+def value_of(name: str, text: str, type_: TypeAdapter[T]) -> T:
+    try:
+        return type_.validate_python(text)
+    except ValidationError as error:
+        raise InvalidValue(name, error.errors()[0]["msg"]) from None
 
 
 def in_query(request: web.Request, name: str, type_: TypeAdapter[T], default: T) -> T:
     text = request.query.get(name)
-    return default if text is None else type_.validate_python(text)
+    return default if text is None else value_of(name, text, type_)
 
 
 def order_of(request: web.Request) -> Aggregate:
-    order_id = ORDER_ID.validate_python(request.match_info["order_id"])
+    order_id = value_of("order_id", request.match_info["order_id"], ORDER_ID)
     return orders.aggregate(order_id, in_query(request, "edition", EDITION, MAIN))
 
 
 def branch_of(request: web.Request) -> Aggregate:
-    edition = WHAT_IF.validate_python(request.match_info["edition"])
+    edition = value_of("edition", request.match_info["edition"], WHAT_IF)
     return order_of(request).on(edition)
 
 
