@@ -47,6 +47,7 @@ _SCHEMES: Final = {
 # What a URL may set behind its "?"; all else is the driver's business.
 _OPTIONS = re.compile(r"db|protocol|username|password|client_name|cluster|ssl_[a-z_]+")
 _CLUSTER = re.compile(r"[?&]cluster=(true|false)(?=&|$)")
+_ONE_MORE = re.compile(r",\s*(redis|valkey)s?://")
 _MAX_PREFIX: Final = 128
 _BIGGEST_VALUE: Final = 512 * 1024 * 1024  # what Redis takes in one value, by default
 
@@ -365,6 +366,7 @@ def _check_url(key: str, url: object) -> str:
     """Return the backend that the URL stands for."""
     if not isinstance(url, str):
         raise ConfigurationError(key, f"a URL is wanted, not {type(url).__name__}")
+    _check_is_one(key, url)
     parts = _split(url)
     if parts is None:
         raise ConfigurationError(key, f"{mask(url)!r} is not a URL")
@@ -384,6 +386,12 @@ def _check_url(key: str, url: object) -> str:
         raise ConfigurationError(key, why)
     _check_options(key, parts)
     return REDIS
+
+
+def _check_is_one(key: str, url: str) -> None:
+    if _ONE_MORE.search(url):
+        why = f"it is several URLs: the nodes of a cluster go into urls, or {URLS_VARIABLE}"
+        raise ConfigurationError(key, why)
 
 
 def _check_options(key: str, parts: SplitResult) -> None:

@@ -240,6 +240,13 @@ class TestRefusals:
             asyncstore.open(**options)
         assert (caught.value.key, caught.value.source) == (key, "the arguments")
 
+    @pytest.mark.parametrize("url", ["redis://:s3cret@a:1,redis://b:2", "redis://a, valkeys://b"])
+    def test_several_urls_in_the_place_of_one(self, url: str) -> None:
+        with pytest.raises(ConfigurationError, match="ASYNCSTORE_URLS") as caught:
+            Settings.from_env({"REDIS_URL": url})
+        assert caught.value.key == "REDIS_URL"
+        assert "s3cret" not in str(caught.value)
+
     def test_a_place_given_twice(self) -> None:
         with pytest.raises(ConfigurationError, match="twice"):
             asyncstore.open("redis://a", url="redis://b")
