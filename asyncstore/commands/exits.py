@@ -21,6 +21,7 @@ from asyncstore.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from types import FrameType
 
 FAILED: Final = 1
 MISUSED: Final = 2
@@ -65,7 +66,7 @@ def stop_signals() -> list[signal.Signals]:
 class _Stopped(Exception):
     """A signal has ended a command."""
 
-    def __init__(self, number: signal.Signals) -> None:
+    def __init__(self, number: int) -> None:
         self.code = _OF_A_SIGNAL + number
 
 
@@ -75,26 +76,27 @@ async def _stoppable(work: Coroutine[Any, Any, int]) -> int:
     A second SIGTERM ends it at once. A terminal that was closed may say so more than once.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    came: list[signal.Signals] = []
+    came: list[int] = []
 
-    def cancel(number: signal.Signals) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         came.append(number)
-        for one in numbers:
-            loop.remove_signal_handler(one)
-        if signal.SIGHUP in numbers:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if task is not None:
-            task.cancel()
+            loop.call_soon_threadsafe(task.cancel)
 
-    numbers = stop_signals()
-    for one in numbers:
-        loop.add_signal_handler(one, cancel, one)
+    # Not add_signal_handler: the loop's end would let SIGHUP kill it before the code is known.
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         return await work
     except asyncio.CancelledError:
         if came:
             raise _Stopped(came[0]) from None
         raise
+    finally:
+        if not came:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def end_with(
