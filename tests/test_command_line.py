@@ -980,21 +980,30 @@ def test_exit_codes_are_documented() -> None:
     assert "Exit codes: 0 done;" in said
 
 
-def test_shells_can_complete() -> None:
+TYPED: dict[str, dict[str, str]] = {
+    "bash": {"COMP_WORDS": "asyncstore do", "COMP_CWORD": "1"},
+    "zsh": {"_TYPER_COMPLETE_ARGS": "asyncstore do"},
+    "fish": {"_TYPER_COMPLETE_ARGS": "asyncstore do", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+
+
+@pytest.mark.parametrize("shell", TYPED)
+def test_shells_can_complete(shell: str) -> None:
     program = "import sys; sys.argv[0] = 'asyncstore'; from asyncstore.cli import main; main()"
-    asked = {
-        "_ASYNCSTORE_COMPLETE": "complete_bash",
-        "COMP_WORDS": "asyncstore do",
-        "COMP_CWORD": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **asked},
-    )
-    assert done.stdout.split() == ["domains", "doctor"]
+
+    def asked(what: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "_ASYNCSTORE_COMPLETE": f"{what}_{shell}", **TYPED[shell]},
+        )
+        return done.stdout
+
+    assert f"_ASYNCSTORE_COMPLETE=complete_{shell}" in asked("source")
+    first_words = re.findall(r'^(?:.*\(\()?"?(\w+)', asked("complete"), re.M)
+    assert first_words == ["domains", "doctor"]
 
 
 def test_what_is_written_out() -> None:
