@@ -55,7 +55,7 @@ from asyncstore.values import (
     Start,
 )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - grouped by topic
     # the store
