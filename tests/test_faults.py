@@ -61,7 +61,7 @@ NOTHING = Fault("nothing", quiet)
 LOST_REPLIES = next(fault for fault in FAULTS if fault.name == "cut after a request")
 STORE = "add(events, next_sequence, first, last)"
 SKIP = "if sequence % 40 == 39 then return { 'ok', sequence } end "
-ADD = "add(events, sequence, first, last)\n  announce("
+ADD = "  announce(root, sequence, (last - first + 1) / 2, add(events, sequence, first, last))"
 
 
 async def test_without_a_fault_and_a_broken_script_all_is_well() -> None:

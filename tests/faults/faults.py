@@ -107,11 +107,13 @@ async def restart_with_much_to_load(stage: Stage) -> None:
     """Give the server much to load, kill it, and see it load while they write."""
     await _write_much(stage)
     await _compact(stage.node)
-    stage.node.settings += ["--key-load-delay", f"{stage.size.load_delay}"]
+    # Slow at first: what there is to load may be little, and has to be seen being loaded.
+    stage.node.settings += ["--key-load-delay", f"{10 * stage.size.load_delay}"]
     stage.node.kill()
     stage.node.start()
     stage.history.mended()
     await eventually(partial(_is_loading, stage.node), "the server was loading")
+    await stage.node.ask("CONFIG", "SET", "key-load-delay", stage.size.load_delay)
     await stage.node.ready()
 
 
