@@ -164,10 +164,10 @@ class Feeder:
         if not task.cancelled() and task.exception() is not None:
             self._wake.set()
 
-    def add(self, aggregate: Aggregate) -> None:
-        """Lease an aggregate soon."""
+    def add(self, aggregate: Aggregate, holder: str | None = None) -> None:
+        """Lease an aggregate soon, for the holder that may have it, if there is one."""
         if len(self._due) < _MOST_RUNG:
-            self._due.setdefault(aggregate)
+            self._due.setdefault(aggregate, holder)
             self._wake.set()
 
     def look_by(self, place: Place, moment: float) -> None:

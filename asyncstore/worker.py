@@ -262,15 +262,23 @@ class Worker:
             is_ours = await held.worklist.begin(held.leased)
         except AsyncStoreError as error:
             _log.warning("%s waits: %s", self.terms.handler, error, extra=self._about(held))
-            is_ours = False
+            self._lease_again(held)
+            return False
         except BaseException:
             self._ready.appendleft(held)
             self._wake_taker()
             raise
-        if is_ours and self._held.get(held.aggregate) is held and self._state == "open":
-            return True
-        self._lose(held)
-        return False
+        if not is_ours or self._held.get(held.aggregate) is not held:
+            self._lose(held)
+            return False
+        if not self.is_open():
+            self._ready.appendleft(held)  # it is given back with the others
+        return self.is_open()
+
+    def _lease_again(self, held: Held) -> None:
+        """Let an aggregate go, and ask for it by the same name: the lease may still be ours."""
+        self._let_go(held, is_due=False)
+        self._feeder_of(held.worklist.tag).add(held.aggregate, held.leased.holder)
 
     async def _wait_for_ready(self) -> None:
         taker = asyncio.get_running_loop().create_future()
@@ -477,7 +485,7 @@ class Worker:
                 self.terms.handler, event[0], held.aggregate, _short(reason),
                 extra={**self._about(held), SEQUENCE: event[0], ERROR: _short(reason)},
             )  # fmt: skip
-        self._let_go(held, is_due=outcome == "buried" or delay == 0)
+        self._let_go(held, is_due=outcome in ("buried", "acked") or delay == 0)
         self._look_by(held.aggregate, delay)
 
     async def _pass_over(self, held: Held) -> None:
@@ -492,6 +500,8 @@ class Worker:
                 self._let_go(held, is_due=True)
             else:
                 _log.error("%s can't go on: %s", self.terms.handler, error, extra=self._about(held))
+                if leased.attempt > 1:
+                    await held.worklist.begin(leased)  # or it would never be tried too often
                 bad = (leased.bad_at, "")
                 await self._refuse(held, bad, _CORRUPT_PAUSE, type(error).__name__)
         except AsyncStoreError as failure:

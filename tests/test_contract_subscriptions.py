@@ -31,16 +31,18 @@ from asyncstore import (
     InvalidType,
     InvalidValue,
     LeaseLost,
+    OutcomeUnknown,
     RecordedEvent,
     Start,
     StillBehind,
     Store,
     StoreClosed,
     Subscription,
+    worker,
 )
 from asyncstore.keys import ALL, Keys
 from asyncstore.registering import Registry
-from asyncstore.worklist import Terms, Worklist
+from asyncstore.worklist import Leased, Terms, Worklist
 from tests.builders import listed, numbered, roots_of_one_slot, sequences
 from tests.polling import eventually
 from tests.servers import Server, rewrite_member
@@ -472,6 +474,81 @@ class TestSettling:
             assert await store.positions.get("projector", order) == 1
             assert [d.event.sequence for d in await take(sub)] == [2]
             assert await listed(store.subscriptions.dead_letters("projector")) == []
+
+    async def test_what_only_waited_is_tried_even_if_nothing_is_tried_again(
+        self, server: Server, prefix: str, store: Store
+    ) -> None:
+        await fill(store, 3, 1)
+        async with asyncstore.open(server.url, key_prefix=prefix) as dying:
+            sub = dying.subscribe("projector", "orders", lease=0.1, retries=0)
+            await sub.__aenter__()
+            await eventually(lambda: len(sub._worker._ready) == 3, "all are leased")
+            await die(sub)
+        async with store.subscribe("projector", "orders", retries=0) as other:
+            for delivery in await take(other, 3):
+                await delivery.nack(reason="now it was tried")
+            letters = await listed(store.subscriptions.dead_letters("projector"))
+            assert [letter.reason for letter in letters] == ["now it was tried"] * 3
+
+    async def test_what_follows_a_nack_of_what_was_acked_after_all_does_not_wait(
+        self, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(2), expected=NEW)
+        async with store.subscribe("projector", "orders", sweep=1000) as sub:
+            (delivery,) = await take(sub)
+            held, event = delivery._held, delivery.event
+            known = event.sequence, event.id.hex
+            assert await held.worklist.ack(held.leased, known, 1) == "ok"  # nobody waited
+            await delivery.nack(delay=1000)
+            assert await handle(sub, 1) == [(order.root, 1)]
+
+    async def test_leaving_while_a_try_is_noted_gives_it_back(
+        self, store: Store, order: Aggregate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await store.events.append(order, numbered(1), expected=NEW)
+        begin, is_noted, goes_on = Worklist.begin, asyncio.Event(), asyncio.Event()
+
+        async def slowly(worklist: Worklist, leased: Leased) -> bool:
+            is_ours = await begin(worklist, leased)
+            is_noted.set()
+            await goes_on.wait()
+            return is_ours
+
+        async with store.subscribe("projector", "orders") as sub:
+            (delivery,) = await take(sub)
+            await delivery.nack()
+            with monkeypatch.context() as slow:
+                slow.setattr(Worklist, "begin", slowly)
+                taking = asyncio.ensure_future(anext(sub))
+                await is_noted.wait()
+                sub.stop()
+                goes_on.set()
+                with pytest.raises(StopAsyncIteration):
+                    await taking
+        async with store.subscribe("projector", "orders") as other:
+            (delivery,) = await take(other)
+            assert delivery.attempt == 2
+
+    async def test_a_try_that_could_not_be_noted_is_noted_later(
+        self, store: Store, order: Aggregate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await store.events.append(order, numbered(1), expected=NEW)
+        begin, failures = Worklist.begin, [1, 2]
+
+        async def fail(worklist: Worklist, leased: Leased) -> bool:
+            is_ours = await begin(worklist, leased)
+            if failures:
+                failures.pop()
+                raise OutcomeUnknown("here", "the answer was lost")
+            return is_ours
+
+        async with store.subscribe("projector", "orders") as sub:
+            (delivery,) = await take(sub)
+            await delivery.nack()
+            monkeypatch.setattr(Worklist, "begin", fail)
+            (delivery,) = await take(sub)
+            assert (delivery.attempt, failures) == (2, [])
+            await delivery.ack()
 
     async def test_retries_for_ever(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(1), expected=NEW)
@@ -1020,6 +1097,22 @@ class TestDeadLetters:
             assert [n for _, n in await handle(sub, 3)] == [0, 2, 3]
         (letter,) = await listed(store.subscriptions.dead_letters("projector"))
         assert (letter.sequence, letter.reason, letter.event_id) == (1, "CorruptEvent", "")
+
+    async def test_an_event_that_can_never_be_read_is_not_tried_for_ever(
+        self,
+        server: Server,
+        prefix: str,
+        store: Store,
+        order: Aggregate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(worker, "_CORRUPT_PAUSE", 0.0)
+        await store.events.append(order, numbered(2), expected=NEW)
+        rewrite_member(server, Keys(prefix).events(order), 0, lambda member: b"[0,garbage")
+        async with store.subscribe("projector", "orders", retries=4) as sub:
+            assert await handle(sub, 1) == [(order.root, 1)]
+        (letter,) = await listed(store.subscriptions.dead_letters("projector"))
+        assert (letter.sequence, letter.attempts) == (0, 5)
 
 
 class TestProgress:

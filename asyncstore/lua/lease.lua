@@ -27,7 +27,8 @@
 -- include: later.lua
 local due, dead = KEYS[1], KEYS[2]
 local handler, lasts, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local most_tries = (tonumber(ARGV[4]) or math.huge) + 1
+-- The first try is counted before it is known to have begun: a lease that has ended buries nothing yet.
+local most_leases = math.max(tonumber(ARGV[4]) or math.huge, 1) + 1
 local width, count_of_types = tonumber(ARGV[5]), tonumber(ARGV[6])
 local FIRST_KEY, FIRST_TYPE = 3, 7
 local LARGE = 2048 -- bytes of an event
@@ -150,7 +151,7 @@ local function lease_one(key, root, holder, known, known_id)
   again = tonumber(again)
   if again then
     local member, attempt = member_at(events, main, diverged_at, again), attempt_at(again)
-    if attempt > most_tries then
+    if attempt > most_leases then
       bury(dead, root, again, id_of(member), attempt - 1, now, EXHAUSTED)
       redis.call('HSET', lease, 'holder', '', 'until', '0', 'again', others)
       make_due(0, root)
@@ -171,7 +172,7 @@ local function lease_one(key, root, holder, known, known_id)
   end
   local first = tonumber(string.match(found[3], '^%[(%d+),') or at + 1)
   local attempt = attempt_at(first)
-  if attempt > most_tries then
+  if attempt > most_leases then
     -- Whoever had it has not even said that it failed.
     redis.call('SCARD', handlers) -- fails here, before the first write, if it is something else
     bury(dead, root, first, id_of(found[3]), attempt - 1, now, EXHAUSTED)

@@ -5,7 +5,8 @@
 -- ARGV: root, holder, sequence of the event, its id, microseconds to wait,
 --       how often it may be tried again ('' for ever), why it failed,
 --       'again' for a dead letter that was tried again, or ''
--- Reply: {'ok'}, {'buried'}, or {'lost'} when the lease is not the worker's own any more
+-- Reply: {'ok'}, {'buried'}, {'acked'} when it was acked after all and does not come again, or {'lost'}
+--        when the lease is not the worker's own any more
 -- include: leases.lua
 -- include: handling.lua
 local due, dead, position, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -27,7 +28,7 @@ if at >= sequence and not is_again then
   -- An ack whose caller did not wait for the answer was carried out; what follows was not tried.
   redis.call('HSET', lease, 'holder', '', 'until', '0', 'by', refusal, 'tries', 0)
   redis.call('ZADD', due, 0, root)
-  return { 'ok' }
+  return { 'acked' }
 end
 -- Of an event that came by a ring, under a lease that was kept, it was the first time.
 local tries = about.of == sequence and about.tries or 1
