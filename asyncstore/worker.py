@@ -141,10 +141,9 @@ class Worker:
         """Give all back, and hear nothing more."""
         await self._sweeper.leave(self)
         self._kept.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        while tasks := list(self._tasks):  # an ack that is answered meanwhile may begin one
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks)
         await self._release_all()
         await self._doorbell.leave(self)
@@ -357,7 +356,8 @@ class Worker:
                 held.leased, step.known, step.then, self._writer, effects
             )
         if step.is_late():
-            return await self._acked_before(delivery, effects)  # it was acked twice at once
+            self._acked_twice(step, outcome)
+            return await self._acked_before(delivery, effects)
         delivery._appended = appended
         await self._acked(step, outcome)
         return await self._made_durable(delivery)
@@ -388,7 +388,9 @@ class Worker:
 
     async def _answered(self, step: Step, reply: Reply) -> None:
         outcome = _outcome(step.held, reply)
-        if not step.is_late():  # it was not acked twice at once
+        if step.is_late():
+            self._acked_twice(step, outcome)
+        else:
             await self._acked(step, outcome)
 
     def _step(self, delivery: Delivery, through: int | None = None) -> Step | None:
@@ -404,7 +406,8 @@ class Worker:
 
     def _keeps(self, held: Held) -> bool:
         """Whether more is likely to come soon of an aggregate, and somebody will be free for it."""
-        return not self._ready and self._memory.when(held.aggregate) > _now() - keeping.SOON
+        is_free = self.is_open() and not self._ready
+        return is_free and self._memory.when(held.aggregate) > _now() - keeping.SOON
 
     async def _acked(self, step: Step, outcome: str) -> None:
         """Take notice of what the server says of an ack."""
@@ -412,7 +415,14 @@ class Worker:
             raise self._lost(step.held, step.last)
         self._memory.note(step.held.aggregate, step.known, _now())
         step.take()
+        if step.then in (GIVE_BACK, KEEP) and step.known != step.held.leased.last_seen():
+            step.held.was_rung = True  # more was heard than this ack has told of
         await self._go_on(step.delivery, outcome)
+
+    def _acked_twice(self, step: Step, outcome: str) -> None:
+        """Take notice of what the second of two acks at once has done to a lease that is kept."""
+        if outcome not in ("ok", "kept") and self._held.get(step.held.aggregate) is step.held:
+            self._lose(step.held)
 
     async def _acked_before(self, delivery: Delivery, effects: Effects | None) -> Appended | None:
         """Return what the ack before has appended. One that had nothing can't be added to."""
@@ -439,7 +449,7 @@ class Worker:
             else:
                 await self._pass_over(held)
         else:
-            self._let_go(held, is_due=outcome == "more" or held.was_rung or comes_next)
+            self._let_go(held, is_due=outcome == "more" or held.was_rung)
         self._settled.set()
 
     # Leases that are kept: what comes next of such an aggregate is delivered as it is heard
@@ -463,8 +473,16 @@ class Worker:
                 outcome = _outcome(held, reply)
             except AsyncStoreError as error:
                 _log.warning("%s waits: %s", self.terms.handler, error, extra=self._about(held))
-                outcome = "more"
-            self._let_go(held, is_due=outcome != "idle" or held.was_rung)
+                self._end_later(held)
+            else:
+                self._let_go(held, is_due=outcome != "idle" or held.was_rung)
+
+    def _end_later(self, held: Held) -> None:
+        """Try again to give a lease back, or leave it if it has ended by itself."""
+        if held.ends <= _now():
+            self._lose(held)
+        elif self._held.get(held.aggregate) is held:
+            self._kept.add(held)
 
     @observed("nack")
     async def _nack(self, delivery: Delivery, delay: float, reason: str) -> None:

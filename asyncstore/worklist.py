@@ -236,7 +236,7 @@ class Worklist:
         """Add events that a ring has brought to those that were leased, if they follow on them."""
         room = self.terms.batch - len(leased.events)
         is_next = change.first == leased.through + 1 and leased.bad is None and not leased.is_again
-        if not is_next or not 0 < len(change.members) <= room:
+        if not is_next or not 0 < len(change.members) == change.count <= room:
             return False
         places = self._keys.places(leased.aggregate, change.first)
         try:

@@ -4,6 +4,7 @@ heard, with no call in between. Runs on each server of the matrix."""
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,14 +18,21 @@ from asyncstore import (
     Event,
     LeaseLost,
     Store,
+    StoreUnavailable,
     Subscription,
     keeping,
 )
+from asyncstore.deliveries import Step
+from asyncstore.doorbell import Ring
 from asyncstore.keys import Keys
+from asyncstore.worker import Worker
 from asyncstore.worklist import Worklist
 from tests.builders import numbered, sequences
 from tests.polling import eventually
 from tests.servers import Server
+
+if TYPE_CHECKING:
+    from asyncstore.wire import Reply
 
 SECONDS = 20
 SOON = 0.05
@@ -143,6 +151,57 @@ class TestKept:
             assert is_kept(sub, order)
         assert await store.positions.get("projector", order) == 4
 
+    async def test_what_is_not_wanted_and_comes_before_the_answer_to_the_ack(
+        self, store: Store, order: Aggregate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        acked = Worker._acked
+        heard = asyncio.Event()
+
+        async def late(worker: Worker, step: Step, outcome: str) -> None:
+            await heard.wait()
+            await acked(worker, step, outcome)
+
+        async with store.subscribe("projector", "orders", types=["Counted"], sweep=1000) as sub:
+            for end in (2, 4):  # of the first the lease is given back, of the second it is kept
+                heard.clear()
+                await store.events.append(order, numbered(1), expected=ANY)
+                delivery = await take(sub)
+                monkeypatch.setattr(Worker, "_acked", late)
+                acking = asyncio.ensure_future(delivery.ack())
+                await store.positions.wait("projector", order, end - 2, timeout=SECONDS)
+                await store.events.append(order, [Event("Other", 1)], expected=end - 1)
+                held = delivery._held
+                await eventually(
+                    lambda held=held, at=end - 1: held.leased.through == at,  # type: ignore[misc]
+                    "it has heard of it",
+                )
+                heard.set()
+                await acking
+                await store.positions.wait("projector", order, end - 1, timeout=SECONDS)
+
+    async def test_an_ack_said_twice_at_once_with_different_ends(
+        self, store: Store, order: Aggregate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with store.subscribe("projector", "orders") as sub:
+            await handle(store, sub, order, 2)
+            await store.events.append(order, numbered(1), expected=2)
+            delivery = await take(sub)
+            with monkeypatch.context() as undecided:
+                keeps = iter([True, False])
+                undecided.setattr(Worker, "_keeps", lambda *_: next(keeps))
+                await asyncio.gather(delivery.ack(), delivery.ack())
+            assert not is_kept(sub, order)
+            await handle(store, sub, order, 1)
+
+    async def test_a_ring_that_promises_too_much(self, store: Store, order: Aggregate) -> None:
+        async with store.subscribe("projector", "orders") as sub:
+            await handle(store, sub, order, 2)
+            member = b'[2,1,"%032d","Counted"]\n{}' % 0
+            lines = f"2 {10**15} {order.root}"
+            sub._worker.heard(Ring("orders", "main", lines, b"%d\n%b" % (len(member), member)))
+            await eventually(lambda: not is_kept(sub, order), "it asks the server")
+            await handle(store, sub, order, 1)
+
     async def test_an_edition(self, store: Store, order: Aggregate) -> None:
         await store.events.append(order, numbered(2), expected=NEW)
         place = order.on("what-if")
@@ -231,6 +290,27 @@ class TestGivenBack:
             delivery = await take(sub)
             assert delivery.event.sequence == 2
             await delivery.ack()
+
+    @pytest.mark.usefixtures("soon")
+    async def test_also_if_that_fails_at_first(
+        self, store: Store, order: Aggregate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failures, send_ack = [1, 2], Worklist.send_ack
+
+        async with store.subscribe("projector", "orders") as sub:
+            await handle(store, sub, order, 2)
+
+            def fail(*ack: Any) -> asyncio.Future[Reply]:
+                if not failures:
+                    return send_ack(*ack)
+                failures.pop()
+                failed = asyncio.get_running_loop().create_future()
+                failed.set_exception(StoreUnavailable("here", "it is away"))
+                return failed
+
+            monkeypatch.setattr(Worklist, "send_ack", fail)
+            await eventually(lambda: not failures and order not in sub._worker._held, "given back")
+            await handle(store, sub, order, 1)
 
     @pytest.mark.usefixtures("long")
     async def test_at_a_gap(
