@@ -241,8 +241,8 @@ class Subscriptions:
         """Have the event of a dead letter delivered once more; False if it is gone already.
 
         It comes by itself, before what is next in its aggregate: what was handled after it stays
-        handled. If it is refused again, or its workers die with it more than `retries` times, it
-        becomes a dead letter again.
+        handled. If it is refused again, or its workers die with it more than `retries` times (and
+        twice at least), it becomes a dead letter again.
         """
         return await self._take_away(letter, letter.sequence)
 

@@ -270,9 +270,7 @@ class Worker:
         if not is_ours or self._held.get(held.aggregate) is not held:
             self._lose(held)
             return False
-        if not self.is_open():
-            self._ready.appendleft(held)  # it is given back with the others
-        return self.is_open()
+        return self.is_open()  # if not, it is given back with the others
 
     def _lease_again(self, held: Held) -> None:
         """Let an aggregate go, and ask for it by the same name: the lease may still be ours."""
