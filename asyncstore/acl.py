@@ -11,7 +11,7 @@ COMMANDS: Final = (
     # to open a connection, and to know what became of an append when it broke
     *("hello", "select", "ping", "info", "client|kill", "client|setname"),
     # what the driver sends
-    *("evalsha", "eval", "get", "zcard", "zrange", "zscore"),
+    *("evalsha", "eval", "get", "zcard", "zrange", "zscan", "zscore"),
     # what its scripts do; those named above, too
     *("set", "time", "exists", "unlink", "hget", "hgetall", "hmget", "hset", "mget"),
     *("hlen", "mset", "rename", "sadd", "scard", "smembers", "zadd", "zrem"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from asyncstore import codec, forms, scripts
 from asyncstore.keys import ALL
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from asyncstore.wire import Argument
 
 _PAGE: Final = 200
+_FIRST: Final = b"0"  # the cursor of a scan that begins, or has ended
 _AT_ONCE: Final = 100
 _LETTER: Final = re.compile(r"(.+)\n(\d{16}) ([0-9a-f]*) (\d+) (\d+) (.*)", re.S)
 
@@ -133,10 +134,10 @@ class Subscriptions:
             (self._keys.roots(domain, edition, tag), b"(" + (number or b"0"))
             for tag, number in zip(tags, swept, strict=True)
         ]
-        due = [(self._keys.due(handler, domain, edition, tag), b"-inf") for tag in tags]
+        due = [self._keys.due(handler, domain, edition, tag) for tag in tags]
         given: set[str] = set()
-        for ranges in (unseen, due):
-            async for pages in self._by_score(ranges):
+        for found in (self._by_score(unseen), self._scanned(due)):
+            async for pages in found:
                 new = [[root for root in page if root not in given] for page in pages]
                 given.update(root for page in new for root in page)
                 for lag in await self._lags(handler, domain, edition, new):
@@ -173,22 +174,45 @@ class Subscriptions:
     async def _by_score(
         self, ranges: Sequence[tuple[str, bytes]]
     ) -> AsyncIterator[list[list[str]]]:
-        """Iterate over what some sorted sets have from a score on: the next page of each."""
-        left = [(key, start, 0) for key, start in ranges]
+        """Iterate over what some sorted sets have beyond a score: the next page of each.
+
+        No two have the same score, and none gets a lower one.
+        """
+        left = list(ranges)
         while left:
             replies = await self._router.read_each(
                 forms.is_scored,
                 [
-                    ["ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", skip, _PAGE, "WITHSCORES"]
-                    for key, start, skip in left
+                    ["ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", 0, _PAGE, "WITHSCORES"]
+                    for key, start in left
                 ],
             )
             pages = [forms.pairs_of(reply) for reply in replies]
             yield [[root.decode() for root, _ in page] for page in pages]
             left = [
-                (key, *_behind_page(page, start, skip))
-                for (key, start, skip), page in zip(left, pages, strict=True)
+                (key, f"({float(page[-1][1]):.17g}".encode())
+                for (key, _), page in zip(left, pages, strict=True)
                 if len(page) == _PAGE
+            ]
+
+    async def _scanned(self, keys: Sequence[str]) -> AsyncIterator[list[list[str]]]:
+        """Iterate over what some sorted sets hold, whatever the scores become meanwhile.
+
+        By score it could not be read in pages: a lease that is given back is due before all that
+        were read, and those would be passed over.
+        """
+        left = [(key, _FIRST) for key in keys]
+        while left:
+            replies = await self._router.read_each(
+                forms.is_scan, [["ZSCAN", key, cursor, "COUNT", _PAGE] for key, cursor in left]
+            )
+            yield [
+                [root.decode() for root in dict.fromkeys(members[::2])] for _, members in replies
+            ]
+            left = [
+                (key, cursor)
+                for (key, _), (cursor, _) in zip(left, replies, strict=True)
+                if cursor != _FIRST
             ]
 
     async def _texts(self, key: str) -> list[str]:
@@ -337,15 +361,6 @@ class Subscriptions:
         behind = [lag async for lag in self._behind(handler, domain, check_edition(edition))]
         for lag in behind:
             await self._positions.wait(handler, lag.aggregate, lag.last, timeout=_left(ends))
-
-
-def _behind_page(page: list[tuple[bytes, Any]], start: bytes, skip: int) -> tuple[bytes, int]:
-    """Return the score where the next page starts, and how many of that score come before it."""
-    last = page[-1][1]
-    score = last if isinstance(last, bytes) else b"%.17g" % last
-    # Many may be due at the same moment: then those that were given are skipped.
-    same = sum(1 for _, other in page if other == last)
-    return score, skip + same if same == len(page) and start == score else same
 
 
 def _letter_of(handler: str, domain: str, edition: str, member: str) -> DeadLetter | None:

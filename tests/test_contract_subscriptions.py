@@ -41,6 +41,7 @@ from asyncstore import (
     worker,
 )
 from asyncstore.keys import ALL, Keys
+from asyncstore.progress import Subscriptions
 from asyncstore.registering import Registry
 from asyncstore.worklist import Leased, Terms, Worklist
 from tests.builders import listed, numbered, roots_of_one_slot, sequences
@@ -1131,6 +1132,32 @@ class TestProgress:
         firsts = await asyncio.gather(*(store.events.read(p, limit=1) for p in places))
         assert min(events[0].time for events in firsts) <= status.oldest
         assert await store.subscriptions.status("other") == []
+
+    async def test_what_is_given_back_meanwhile_is_not_passed_over(
+        self, server: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        places = await fill(store, 900, 1)
+        async with store.subscribe("projector", "orders"):
+            pass
+        keys, lags_of = store._keys, Subscriptions._lags_of
+
+        def are_due(some: list[Aggregate], moment: int) -> None:
+            with server.client() as client:
+                for place in some:
+                    tag = "projector", "orders", MAIN, keys.tag_of(place.root)
+                    client.zadd(keys.due(*tag), {place.root: moment})
+                    client.hset(keys.subscription(*tag), "swept", 10**9)
+
+        async def lags_while_others_give_leases_back(*args: Any) -> Any:
+            monkeypatch.setattr(Subscriptions, "_lags_of", lags_of)
+            are_due(places[800:], 0)
+            return await lags_of(*args)
+
+        are_due(places, 1)
+        are_due(places[800:], 2)
+        monkeypatch.setattr(Subscriptions, "_lags_of", lags_while_others_give_leases_back)
+        (status,) = await store.subscriptions.status("projector")
+        assert status.aggregates_behind == 900
 
     async def test_of_one_that_has_done_all(self, store: Store) -> None:
         await bury(store, "projector", 2)
