@@ -12,9 +12,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
-from typing import TYPE_CHECKING, Final, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import anyio
 
@@ -38,26 +37,24 @@ _LONGEST_PAUSE: Final = 1.0
 _HEARTBEAT: Final = 5.0  # seconds between two pings, at most
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An append: to which root, from which sequence on, how many events.
+class Change(NamedTuple):
+    """An append: to which root, from which sequence on, how many events (`length`).
 
     `members` are these as they are stored, if they came along.
     """
 
     root: str
     first: int
-    count: int
+    length: int
     members: Sequence[bytes] = ()
 
     @property
     def end(self) -> int:
         """The sequence after the last one."""
-        return self.first + self.count
+        return self.first + self.length
 
 
-@dataclass(frozen=True, slots=True)
-class Ring:
+class Ring(NamedTuple):
     """Appends to a domain and edition that were stored together, with the events if they are small.
 
     What is in `lines` and `events` is decoded only for those whom the ring is for.
@@ -87,8 +84,11 @@ class Ring:
 
     def _members(self) -> list[bytes]:
         lengths, _, members = self.events.partition(b"\n")
-        ends = list(accumulate(map(int, lengths.split()), initial=0))
-        return [members[first:end] for first, end in pairwise(ends)]
+        found, end = [], 0
+        for length in lengths.split():
+            start, end = end, end + int(length)
+            found.append(members[start:end])
+        return found
 
 
 class Member(Protocol):

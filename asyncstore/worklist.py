@@ -236,7 +236,7 @@ class Worklist:
         """Add events that a ring has brought to those that were leased, if they follow on them."""
         room = self.terms.batch - len(leased.events)
         is_next = change.first == leased.through + 1 and leased.bad is None and not leased.is_again
-        if not is_next or not 0 < len(change.members) == change.count <= room:
+        if not is_next or not 0 < len(change.members) == change.length <= room:
             return False
         places = self._keys.places(leased.aggregate, change.first)
         try:
@@ -245,11 +245,11 @@ class Worklist:
             ]
         except codec.Undecodable:
             return False
-        if [event.sequence for event in events] != list(range(change.first, change.end)):
+        if any(event.sequence != due for due, event in enumerate(events, change.first)):
             return False
         types = self.terms.types
-        leased.events.extend(event for event in events if types is None or event.type in types)
-        leased.through, leased.through_id = events[-1].sequence, events[-1].id.hex
+        leased.events += [event for event in events if types is None or event.type in types]
+        leased.through, leased.through_id = events[-1].sequence, events[-1]._hex_id()
         return True
 
     async def begin(self, leased: Leased) -> bool:

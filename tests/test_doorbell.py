@@ -166,4 +166,4 @@ async def test_what_others_publish_is_passed_over(one_server: Server, prefix: st
 def test_a_ring() -> None:
     ring = Ring.of("orders\nmain\n3 2 a b\n0 1 ☃".encode())
     assert (ring.domain, ring.edition) == ("orders", "main")
-    assert [(c.root, c.first, c.count) for c in ring.changes()] == [("a b", 3, 2), ("☃", 0, 1)]
+    assert [(c.root, c.first, c.length) for c in ring.changes()] == [("a b", 3, 2), ("☃", 0, 1)]
