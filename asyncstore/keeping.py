@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from asyncstore.deliveries import Held
-    from asyncstore.values import Aggregate
 
 SOON: Final = 1.0  # seconds from one event of an aggregate to the next
 
@@ -19,29 +18,26 @@ class Kept:
 
     def __init__(self, give_back: Callable[[list[Held]], None]) -> None:
         self._give_back = give_back
-        self._held: dict[Aggregate, Held] = {}
-        self._since: dict[Aggregate, float] = {}
+        self._held: dict[Held, float] = {}  # since when
         self._review: asyncio.TimerHandle | None = None
 
     def __contains__(self, held: Held) -> bool:
-        return self._held.get(held.aggregate) is held
+        return held in self._held
 
     def add(self, held: Held) -> None:
         """Keep one."""
         loop = asyncio.get_running_loop()
-        self._held[held.aggregate] = held
-        self._since[held.aggregate] = loop.time()
+        self._held[held] = loop.time()
         if self._review is None:
             self._review = loop.call_later(SOON, self._look_through)
 
     def drop(self, held: Held) -> None:
         """Keep it no more; one that is not kept is fine."""
-        if held in self:
-            del self._held[held.aggregate], self._since[held.aggregate]
+        self._held.pop(held, None)
 
     def give_back(self, some: Collection[Held] | None = None) -> None:
         """Have leases given back: all, or some of those that are kept."""
-        leaving = list(self._held.values() if some is None else some)
+        leaving = list(self._held if some is None else some)
         for held in leaving:
             self.drop(held)
             held.is_leaving = True
@@ -55,6 +51,6 @@ class Kept:
 
     def _look_through(self) -> None:
         loop = asyncio.get_running_loop()
-        since = loop.time() - SOON
-        self.give_back([held for place, held in self._held.items() if self._since[place] <= since])
+        last = loop.time() - SOON
+        self.give_back([held for held, since in self._held.items() if since <= last])
         self._review = loop.call_later(SOON, self._look_through) if self._held else None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from asyncstore.doorbell import Change
     from asyncstore.errors import AsyncStoreError
-    from asyncstore.keys import Keys
+    from asyncstore.keys import Keys, Places
     from asyncstore.router import Router
     from asyncstore.values import Appended, Start
     from asyncstore.wire import Argument, Reply
@@ -89,7 +89,7 @@ class Leased:
 
     `through` is the last sequence that was looked at, with the id there. `bad` is an event that
     comes after `events`, and can't be read; `bad_at` is its sequence. `keys` are its own
-    of ack.lua.
+    of ack.lua, `places` those of its events.
     """
 
     aggregate: Aggregate
@@ -100,6 +100,7 @@ class Leased:
     through_id: str
     is_again: bool
     keys: list[str]
+    places: Places
     events: deque[RecordedEvent] = field(default_factory=deque)
     bad: CorruptEvent | None = None
     bad_at: int = 0
@@ -208,24 +209,22 @@ class Worklist:
             through_id.decode(),
             tag == b"again",
             [position, lease, *timeline[:3]],  # not `attached`
+            self._keys.places(wanted.aggregate, int(diverged_at or 0)),
         )
         due = first if self.terms.types is None else None
-        self._decode(leased, members, due, int(diverged_at or 0))
+        self._decode(leased, members, due)
         return leased
 
-    def _decode(
-        self, leased: Leased, members: Iterable[bytes], due: int | None, diverges_at: int
-    ) -> None:
-        places = self._keys.places(leased.aggregate, diverges_at)
+    def _decode(self, leased: Leased, members: Iterable[bytes], due: int | None) -> None:
         for member in members:
             try:
-                event = event_of_member(leased.aggregate, places, member)
+                event = event_of_member(leased.aggregate, leased.places, member)
                 if due is not None and event.sequence != due:
                     raise codec.Undecodable("the event is missing, or at another place")
             except codec.Undecodable as error:
                 found = _SEQUENCE.match(member) if due is None else None
                 at = int(found[1]) if found else due or 0
-                leased.bad = CorruptEvent(places.key_at(at), at, str(error))
+                leased.bad = CorruptEvent(leased.places.key_at(at), at, str(error))
                 leased.bad_at = at
                 return
             leased.events.append(event)
@@ -238,11 +237,9 @@ class Worklist:
         is_next = change.first == leased.through + 1 and leased.bad is None and not leased.is_again
         if not is_next or not 0 < len(change.members) == change.length <= room:
             return False
-        places = self._keys.places(leased.aggregate, change.first)
+        where = leased.aggregate, leased.places
         try:
-            events = [
-                event_of_member(leased.aggregate, places, member) for member in change.members
-            ]
+            events = [event_of_member(*where, member) for member in change.members]
         except codec.Undecodable:
             return False
         if any(event.sequence != due for due, event in enumerate(events, change.first)):
