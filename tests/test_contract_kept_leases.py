@@ -52,6 +52,21 @@ async def handle(store: Store, sub: Subscription, place: Aggregate, count: int) 
         await delivery.ack()
 
 
+async def ack_next(sub: Subscription, *sequences: int) -> None:
+    """Ack the next deliveries, which are of these sequences."""
+    for sequence in sequences:
+        delivery = await take(sub)
+        assert delivery.event.sequence == sequence
+        await delivery.ack()
+
+
+async def append_unheard(store: Store, place: Aggregate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Append an event of which nobody is told."""
+    with monkeypatch.context() as deaf:
+        deaf.setattr(Keys, "live", lambda *_: "")
+        await store.events.append(place, numbered(1), expected=ANY)
+
+
 def is_kept(sub: Subscription, place: Aggregate) -> bool:
     held = sub._worker._held.get(place)
     return held is not None and held in sub._worker._kept
@@ -110,10 +125,7 @@ class TestKept:
             held = first._held
             await eventually(lambda: held.leased.through == 2, "it has heard of them")
             await first.ack()
-            for sequence in (1, 2):
-                delivery = await take(sub)
-                assert delivery.event.sequence == sequence
-                await delivery.ack()
+            await ack_next(sub, 1, 2)
 
     async def test_of_an_aggregate_that_is_seldom_busy_none_is(
         self, store: Store, order: Aggregate
@@ -137,10 +149,7 @@ class TestKept:
         async with store.subscribe("projector", "orders", batch=2) as sub:
             await handle(store, sub, order, 2)
             await store.events.append(order, numbered(3), expected=2)
-            for sequence in (2, 3, 4):
-                delivery = await take(sub)
-                assert delivery.event.sequence == sequence
-                await delivery.ack()
+            await ack_next(sub, 2, 3, 4)
 
     async def test_types(self, store: Store, order: Aggregate) -> None:
         async with store.subscribe("projector", "orders", types=["Counted"]) as sub:
@@ -284,12 +293,8 @@ class TestGivenBack:
     ) -> None:
         async with store.subscribe("projector", "orders", sweep=1000) as sub:
             await handle(store, sub, order, 2)
-            with monkeypatch.context() as deaf:
-                deaf.setattr(Keys, "live", lambda *_: "")
-                await store.events.append(order, numbered(1), expected=2)
-            delivery = await take(sub)
-            assert delivery.event.sequence == 2
-            await delivery.ack()
+            await append_unheard(store, order, monkeypatch)
+            await ack_next(sub, 2)
 
     @pytest.mark.usefixtures("soon")
     async def test_also_if_that_fails_at_first(
@@ -318,14 +323,9 @@ class TestGivenBack:
     ) -> None:
         async with store.subscribe("projector", "orders", sweep=1000) as sub:
             await handle(store, sub, order, 2)
-            with monkeypatch.context() as deaf:
-                deaf.setattr(Keys, "live", lambda *_: "")
-                await store.events.append(order, numbered(1), expected=2)
+            await append_unheard(store, order, monkeypatch)
             await store.events.append(order, numbered(1), expected=3)
-            for sequence in (2, 3):
-                delivery = await take(sub)
-                assert delivery.event.sequence == sequence
-                await delivery.ack()
+            await ack_next(sub, 2, 3)
 
     @pytest.mark.usefixtures("long")
     async def test_when_the_aggregate_begins_anew(self, store: Store, order: Aggregate) -> None:
