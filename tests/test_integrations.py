@@ -67,6 +67,11 @@ async def all_of(served: Served, request: bytes) -> bytes:
 # Requests
 
 
+async def test_a_mounted_application_has_the_same_store(client: httpx.AsyncClient) -> None:
+    await client.post("/notes/1", content="a")
+    assert (await client.get("/part/next/1")).json() == 1
+
+
 async def test_the_expected_sequence_comes_in_if_match(client: httpx.AsyncClient) -> None:
     new = await client.post("/notes/1", content="a", headers={"If-None-Match": "*"})
     assert new.json() == {"first": 0, "duplicate": False}

@@ -98,6 +98,13 @@ async def fastapi_app(
     async def failing() -> None:
         raise fail()
 
+    part = fastapi.FastAPI()
+    app.mount("/part", part)
+
+    @part.get("/next/{root}")
+    async def next_sequence(root: str, store: on_fastapi.Store) -> int:
+        return await store.events.next_sequence(Aggregate("notes", root))
+
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
@@ -136,6 +143,13 @@ async def aiohttp_app(
     async def failing(request: web.Request) -> web.Response:
         raise fail()
 
+    async def next_sequence(request: web.Request) -> web.Response:
+        place = Aggregate("notes", request.match_info["root"])
+        return web.json_response(await on_aiohttp.store_of(request).events.next_sequence(place))
+
+    part = web.Application()
+    part.router.add_get("/next/{root}", next_sequence)
+    app.add_subapp("/part", part)
     app.router.add_post("/notes/{root}", note)
     app.router.add_get("/live/{root}", live)
     app.router.add_get("/fail", failing)

@@ -67,26 +67,30 @@ __all__ = [  # noqa: RUF022 - grouped by topic
 ]
 
 
+_STATE: Final = "asyncstore"  # the name of it in the state of applications and requests
+
+
 def lifespan(
     where: str | asyncstore.Settings | None = None,
     *,
     start_without_store: bool = False,
     **options: Unpack[Options],
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+) -> Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]]:
     """Return a lifespan that opens a store with the application, and closes it with it.
 
     The other arguments are those of `asyncstore.open`. In a lifespan of your own:
-    `async with lifespan(…)(app): …`. Each worker process has a store of its own. With
+    `async with lifespan(…)(app) as state: yield state`; what is yielded lets applications that are
+    mounted have the same store. Each worker process has a store of its own. With
     `start_without_store` the application also starts while the server is away: until it is there,
     `ready` and whoever wants the store are answered with 503.
     """
 
     @asynccontextmanager
-    async def opened(app: FastAPI) -> AsyncIterator[None]:
+    async def opened(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         make = partial(asyncstore.open, where, **options)
         async with http.held_store(make, start_without_store=start_without_store) as held:
-            app.state.asyncstore = held
-            yield
+            setattr(app.state, _STATE, held)
+            yield {_STATE: held}
 
     return opened
 
@@ -100,7 +104,8 @@ async def store_of(request: Request) -> asyncstore.Store:
 
 
 def _held(request: Request) -> http.HeldStore | None:
-    return getattr(request.app.state, "asyncstore", None)
+    """Return what the application has, or the one in which it is mounted."""
+    return getattr(request.app.state, _STATE, None) or getattr(request.state, _STATE, None)
 
 
 Store: TypeAlias = Annotated[asyncstore.Store, Depends(store_of)]

@@ -12,7 +12,7 @@ a moment in the past.
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 
@@ -39,13 +39,13 @@ from examples.orders import Done, Edition, Limit, Moment, OrderId, Sequence
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with integration.lifespan(start_without_store=True)(app):
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async with integration.lifespan(start_without_store=True)(app) as state:
         # What is there now stays. A full collection that looks at it again and again holds up all
         # requests for some 50 ms each time.
         gc.collect()
         gc.freeze()
-        yield
+        yield state
 
 
 app = FastAPI(
