@@ -45,6 +45,11 @@ class Domains:
         self._changed: set[str] = set()  # tags under which there may be new ones
         self._wake = asyncio.Event()
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether those that come up are ours, too, so that somebody has to scout."""
+        return self._only is None
+
     def __contains__(self, domain: str) -> bool:
         return domain in self._known
 
@@ -82,7 +87,7 @@ class Domains:
 
     async def scout(self) -> None:
         """Find the domains under the tags that have changed, until it is cancelled."""
-        while self._only is None:
+        while True:
             self._wake.clear()
             tags, self._changed = self._changed, set()
             try:

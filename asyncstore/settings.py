@@ -210,16 +210,21 @@ def seeds_of(settings: Settings) -> list[str]:
     return [server_url_of(settings)] if found and found[1] == "true" else []
 
 
-def servers_of(settings: Settings) -> set[str]:
-    """Return the servers that are named, whichever database of theirs is; no throw-away one."""
+def servers_of(settings: Settings) -> list[tuple[str, int | None]]:
+    """Return host and port of the servers that are named; a throw-away one has no place.
+
+    Those of a socket or a directory are a path, and no port.
+    """
     if settings.backend == EMBEDDED:
         directory = embedded_directory_of(settings)
-        return set() if directory is None else {str(directory)}
+        return [] if directory is None else [(str(directory), None)]
     parts = map(urlsplit, settings.urls or (settings.url or "",))
-    return {
-        part.path if part.scheme == "unix" else f"{part.hostname}:{part.port or DEFAULT_PORT}"
+    return [
+        (part.path, None)
+        if part.scheme == "unix"
+        else (part.hostname or "", part.port or DEFAULT_PORT)
         for part in parts
-    }
+    ]
 
 
 def _dialled(settings: Settings, url: str) -> str:

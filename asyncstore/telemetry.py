@@ -60,7 +60,7 @@ from asyncstore.observing import (
     STATUS_CODE,
 )
 from asyncstore.recorded import Loaded
-from asyncstore.settings import DEFAULT_PORT, EMBEDDED
+from asyncstore.settings import EMBEDDED, servers_of
 from asyncstore.store import Store
 from asyncstore.values import Aggregate, Appended
 
@@ -500,15 +500,13 @@ def _address(settings: Settings) -> Attributes:
     """Return the address in the settings, without user and password."""
     if settings.backend == EMBEDDED:
         return {SERVER_ADDRESS: EMBEDDED}
-    parts = [urlsplit(url) for url in settings.urls or (settings.url or "",)]
-    if parts[0].scheme == "unix":
-        return {SERVER_ADDRESS: parts[0].path}
-    places = [(part.hostname or "", part.port or DEFAULT_PORT) for part in parts]
-    ports = {port for _, port in places}
+    servers = servers_of(settings)
+    ports = {port for _, port in servers}
     if len(ports) > 1:
-        return {SERVER_ADDRESS: ",".join(f"{host}:{port}" for host, port in places)}
-    hosts = dict.fromkeys(host for host, _ in places)
-    return {SERVER_ADDRESS: ",".join(hosts), "server.port": ports.pop()}
+        return {SERVER_ADDRESS: ",".join(f"{host}:{port}" for host, port in servers)}
+    address: Attributes = {SERVER_ADDRESS: ",".join(dict.fromkeys(host for host, _ in servers))}
+    port = ports.pop()
+    return address if port is None else {**address, "server.port": port}
 
 
 def _namespace(settings: Settings) -> str:

@@ -115,7 +115,8 @@ class Worker:
             self._state = "open"
             self._doorbell.enlist(self)
             self._start(self._renew())
-            self._start(self.domains.scout())
+            if self.domains.may_grow:
+                self._start(self.domains.scout())
             self._sweeper.join(self, self._sweep)
         except BaseException:
             self._state = "closed"
@@ -187,11 +188,10 @@ class Worker:
             for some in _parts(held):
                 await self.worklist(place).release([one.leased for one in some])
         except AsyncStoreError as error:
-            _log.warning(
-                "leases were not given back and end by themselves: %s",
-                error,
-                extra={HANDLER: self.terms.handler},
-            )
+            self._warn("leases were not given back and end by themselves: %s", error)
+
+    def _warn(self, text: str, *facts: object) -> None:
+        _log.warning(text, *facts, extra={HANDLER: self.terms.handler})
 
     def _by_place(self, held: list[Held]) -> dict[Place, list[Held]]:
         groups: dict[Place, list[Held]] = {}
@@ -260,7 +260,7 @@ class Worker:
         try:
             is_ours = await held.worklist.begin(held.leased)
         except AsyncStoreError as error:
-            _log.warning("%s waits: %s", self.terms.handler, error, extra=self._about(held))
+            self._say_it_waits(held, error)
             self._lease_again(held)
             return False
         except BaseException:
@@ -456,9 +456,10 @@ class Worker:
         if self._held.get(held.aggregate) is not held:
             return  # all was given back meanwhile
         held.rest()
-        self._kept.add(held)
         if held.was_rung or not self.is_open():
             self._kept.give_back([held])
+        else:
+            self._kept.add(held)
 
     async def _end_leases(self, kept: list[Held]) -> None:
         """Give leases back; where there is more to do, by what the server says, do that."""
@@ -470,7 +471,7 @@ class Worker:
             try:
                 outcome = _outcome(held, reply)
             except AsyncStoreError as error:
-                _log.warning("%s waits: %s", self.terms.handler, error, extra=self._about(held))
+                self._say_it_waits(held, error)
                 self._end_later(held)
             else:
                 self._let_go(held, is_due=outcome != "idle" or held.was_rung)
@@ -521,8 +522,11 @@ class Worker:
                 bad = (leased.bad_at, "")
                 await self._refuse(held, bad, _CORRUPT_PAUSE, type(error).__name__)
         except AsyncStoreError as failure:
-            _log.warning("%s waits: %s", self.terms.handler, failure)
+            self._say_it_waits(held, failure)
             self._let_go(held, is_due=True)
+
+    def _say_it_waits(self, held: Held, error: AsyncStoreError) -> None:
+        _log.warning("%s waits: %s", self.terms.handler, error, extra=self._about(held))
 
     def _about(self, held: Held) -> dict[str, Any]:
         return {HANDLER: self.terms.handler, **named(held.aggregate)}
@@ -696,12 +700,7 @@ class Worker:
         try:
             await self.domains.keep()
         except AsyncStoreError as error:
-            _log.warning(
-                "%s was not registered again: %s",
-                self.terms.handler,
-                error,
-                extra={HANDLER: self.terms.handler},
-            )
+            self._warn("%s was not registered again: %s", self.terms.handler, error)
 
     # Keeping leases: the renewer's task
 
@@ -724,12 +723,7 @@ class Worker:
         except StoreClosed:
             return
         except AsyncStoreError as error:
-            _log.warning(
-                "leases of %s were not renewed: %s",
-                self.terms.handler,
-                error,
-                extra={HANDLER: self.terms.handler},
-            )
+            self._warn("leases of %s were not renewed: %s", self.terms.handler, error)
         finally:
             under_way.discard(place)
 

@@ -251,8 +251,8 @@ class Worklist:
 
     async def begin(self, leased: Leased) -> bool:
         """Note that events that were leased before are tried now; return whether they may be."""
-        where = [self._keys.lease(self.terms.handler, leased.aggregate)]
-        (outcome,) = await self._router.run(scripts.BEGIN, where, [leased.holder])
+        _, lease, *_ = leased.keys
+        (outcome,) = await self._router.run(scripts.BEGIN, [lease], [leased.holder])
         return bool(outcome == b"ok")
 
     async def ack(self, leased: Leased, known: Known, then: Then) -> str:

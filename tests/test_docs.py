@@ -27,6 +27,7 @@ import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
@@ -209,6 +210,31 @@ def test_the_figures_are_those_that_were_measured(page: str) -> None:
     assert f" {faster[3]:.1f} × valkey-glide" in text
     assert f"{loads['asyncstore'] / loads['redis-py evalsha']:.2f} × two commands" in text
     assert "{:.1f}, {:.1f} and {:.1f} × UmaDB".format(*fsynced_beside_umadb(8, 32, 128)) in text
+
+
+def test_the_figures_of_subscriptions_and_http_are_those_that_were_measured() -> None:
+    text = (ROOT / "docs/performance.md").read_text()
+    subscriptions, http = results("bench-subscriptions"), results("bench-http")["rounds"]
+    ours, streams = (subscriptions["delay_us"][side]["p50"] for side in ("asyncstore", "streams"))
+    assert f"{ours:.0f} µs where an aggregate is busy: {ours / streams:.2f} × a blocked" in text
+    rates = subscriptions["events_per_second"]
+    one, eight, bundle, bundles = (
+        rates[f"{count} at once, an ack each {how}"]["asyncstore"]
+        / rates[f"{count} at once, an ack each {how}"]["streams"]
+        for how in ("event", "bundle")
+        for count in (1, 8)
+    )
+    assert f"an ack each event {one:.2f} × Streams with one handler, {eight:.2f} × with 8; " in text
+    assert f"an ack each bundle {bundle:.2f} and {bundles:.2f} ×" in text
+    rate, p99 = (
+        {side: median(row[what] for row in rows) for side, rows in http.items()}
+        for what in ("rate", "p99_ms")
+    )
+    sides = "redis-py commands", "redis-py evalsha"
+    commands, script = (rate["asyncstore"] / rate[side] for side in sides)
+    assert f"{rate['asyncstore']:,.0f}/s: {commands:.2f} × separate commands of redis-py, " in text
+    assert f"{script:.2f} × its `evalsha` of our script; " in text
+    assert "p99 {:.2f} and {:.2f} ×".format(*(p99["asyncstore"] / p99[s] for s in sides)) in text
 
 
 def fsynced_beside_umadb(*writers: int) -> Iterator[float]:

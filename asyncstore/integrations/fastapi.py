@@ -121,24 +121,26 @@ Store: TypeAlias = Annotated[asyncstore.Store, Depends(store_of)]
 _HEADERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "If-Match": (
         "The ETag that was read: the change is made only if nothing is new since.",
-        {"pattern": http.IF_MATCH_PATTERN},
+        {"type": "string", "pattern": http.IF_MATCH_PATTERN},
     ),
-    "If-None-Match": ("`*`: the change is made only if there are no events yet.", {"const": "*"}),
+    "If-None-Match": (
+        "`*`: the change is made only if there are no events yet.",
+        {"type": "string", "const": "*"},
+    ),
     "Idempotency-Key": (
         "Sent again with the same key, the change is made once, and answered so.",
-        {"pattern": http.KEY_PATTERN},
+        {"type": "string", "pattern": http.KEY_PATTERN},
     ),
     "Last-Event-ID": (
         "The id of the last event that came; those after it follow.",
-        {"pattern": http.LAST_EVENT_ID_PATTERN},
+        {"type": "string", "pattern": http.LAST_EVENT_ID_PATTERN},
     ),
 }
 
 
 def _documented(name: str) -> Any:
     description, schema = _HEADERS[name]
-    schema = {"type": "string", **schema}
-    return Header(alias=name, description=description, json_schema_extra=schema)
+    return Header(alias=name, description=description, json_schema_extra={**schema})
 
 
 # Any: FastAPI has nothing to check, and takes longer for each type that a union has.
@@ -176,7 +178,7 @@ def header_parameters(*names: str) -> dict[str, Any]:
 
 def _parameter(name: str, description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     where = {"name": name, "in": "header", "required": False}
-    return {**where, "description": description, "schema": {"type": "string", **schema}}
+    return {**where, "description": description, "schema": {**schema}}
 
 
 async def _if_match(request: Request, if_match: _IfMatch = None) -> asyncstore.Expected:

@@ -17,6 +17,7 @@ local root, holder, through, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local following, is_again = ARGV[5], ARGV[6] == 'again'
 local moment = now_of_server()
 -- include: at_once.lua
+-- include: settling.lua
 -- include: going_on.lua
 redis.call('ZCARD', due) -- fails here, before the first write, if it is something else
 -- include: acking.lua

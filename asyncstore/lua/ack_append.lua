@@ -29,6 +29,7 @@ local events, _, expected, first, last, options, branch, trace = next_append()
 local divergence, main = branch and branch.divergence, branch and branch.main
 local moment = now_of_server()
 -- include: at_once.lua
+-- include: settling.lua
 -- include: acking.lua
 
 -- Returns what append.lua has answered to the first arrival, if there was one. The events are found

@@ -1,7 +1,7 @@
--- How the ack of a lease is carried out, by way of at_once.lua or later.lua. It goes by what the
--- script before it has named: the keys `position`, `lease`, `events`, `divergence` and `main`;
--- `root`, `holder`, `through`, `id`, `following` and `is_again`, as ack.lua has them; `moment`, the
--- server's time.
+-- How the ack of a lease is carried out, by way of at_once.lua or later.lua, and of settling.lua. It
+-- goes by what the script before it has named: the keys `position`, `lease`, `events`, `divergence`
+-- and `main`; `root`, `holder`, `through`, `id`, `following` and `is_again`, as ack.lua has them;
+-- `moment`, the server's time.
 local found = redis.call('HMGET', lease, 'holder', 'until', 'by', 'again')
 local about = {
   holder = found[1] or '', ends = tonumber(found[2]) or 0, by = found[3], again = found[4] or '',
@@ -24,25 +24,17 @@ local function settle(stop)
     make_due(0, root)
     return 'more'
   end
-  local function note(...)
-    if at < through then
-      move(position, through)
-      redis.call('HSET', lease, 'at', string.format('%.0f', through), 'id', id, 'by', holder, ...)
-    else
-      redis.call('HSET', lease, 'by', holder, ...)
-    end
-  end
-  if following ~= '' and following ~= 'keep' then
-    note('of', following, 'tries', 1)
+  if goes_on then
+    note(at, 'of', following, 'tries', 1)
     return 'ok'
   end
   local has_more = math.max(at, through) + 1 < stop or about.again ~= ''
   if following == 'keep' and not has_more then
-    note()
+    note(at)
     drop(root)
     return 'kept'
   end
-  note('holder', '', 'until', '0')
+  note(at, 'holder', '', 'until', '0')
   if has_more then
     make_due(0, root)
     return 'more'

@@ -24,6 +24,7 @@ local function ack_one(key, place)
   local root, holder = ARGV[place], ARGV[place + 1]
   local through, id = tonumber(ARGV[place + 2]), ARGV[place + 3]
   local following, is_again = ARGV[place + 4], ARGV[place + 5] == 'again'
+-- include: settling.lua
 -- include: going_on.lua
 -- include: acking.lua
   if not is_still_held then

@@ -121,7 +121,7 @@ class StoredKeys:
     def _warn_if_beside(self, store: Store) -> None:
         """Warn in the log where keys lie on the server of the events that they lock."""
         ours, theirs = self._store.settings, store.settings
-        if servers_of(ours) & servers_of(theirs):
+        if set(servers_of(ours)) & set(servers_of(theirs)):
             _log.warning(
                 "keys of subjects are on %s, where the events are: each backup of it gives back "
                 "what was forgotten; keep keys on a server of their own",
