@@ -13,6 +13,7 @@ import logging
 import math
 import random
 from collections import OrderedDict
+from itertools import chain
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from asyncstore.errors import (
@@ -41,7 +42,7 @@ _LEAST_AHEAD: Final = 16
 _MOST_AHEAD: Final = 64
 _SHORT_WAIT: Final = 0.05  # seconds
 _LONG_WAIT: Final = 0.5
-_MOST_LEASES: Final = 32  # in one call: about a millisecond of the server
+MOST_LEASES: Final = 16  # in one call: a quarter of a millisecond of the server, in which acks wait
 _FIRST: Final = 0.0  # a moment that comes before those of all others
 
 H = TypeVar("H", bound="Hashable")
@@ -222,20 +223,22 @@ class Feeder:
     async def _feed(self) -> None:
         """Look where it is time, and lease as much as there is room for."""
         room = self._desk.share()
-        lacking = room - len(self._due)
-        if lacking > 0:
-            places = self._agenda.take(_now(), lacking)
-            # What is taken at one place is kept from other workers for a while.
-            await all_of(self._look(place, lacking // len(places)) for place in places)
-        count = min(room, len(self._due))
         chosen: dict[Place, list[_Chosen]] = {}
-        for _ in range(count):
+        for _ in range(min(room, len(self._due))):
             one = self._due.popitem(last=False)
             chosen.setdefault(self._desk.place_of(one[0]), []).append(one)
+        lacking = room - len(self._due)
+        places = self._agenda.take(_now(), lacking) if lacking > 0 else []
         await all_of(
-            self._lease(place, some[first : first + _MOST_LEASES])
-            for place, some in chosen.items()
-            for first in range(0, len(some), _MOST_LEASES)
+            chain(
+                (
+                    self._lease(place, some[first : first + MOST_LEASES])
+                    for place, some in chosen.items()
+                    for first in range(0, len(some), MOST_LEASES)
+                ),
+                # What is taken at one place is kept from other workers for a while.
+                (self._look(place, lacking // len(places)) for place in places),
+            )
         )
 
     async def _look(self, place: Place, most: int) -> None:

@@ -154,7 +154,12 @@ def is_leased(reply: Any) -> bool:
         return False
     tag, *rest = reply
     if tag in (b"leased", b"again"):
-        return len(rest) > 5 and all(map(is_count, rest[:4])) and is_texts(rest[4:])
+        return (
+            len(rest) == 7
+            and all(map(is_count, rest[:4]))
+            and is_texts(rest[4:6])
+            and is_texts(rest[6])
+        )
     counts = {b"taken": 1, b"regressed": 2, b"idle": 0, b"more": 0, b"unreadable": 0}
     return len(rest) == counts.get(tag, -1) and all(map(is_count, rest))
 

@@ -25,7 +25,7 @@ from asyncstore.errors import (
     LeaseLost,
     StoreClosed,
 )
-from asyncstore.feeding import Feeder, Pace
+from asyncstore.feeding import MOST_LEASES, Feeder, Pace
 from asyncstore.keeping import Kept
 from asyncstore.keys import ALL
 from asyncstore.memory import Memory
@@ -554,9 +554,10 @@ class Worker:
     def share(self) -> int:
         """Return how many aggregates a feeder may lease now: none, or so many that a call pays."""
         ahead, ready = self._pace.ahead, len(self._ready)
-        if ready >= ahead // 2:
+        room = ahead - ready
+        if ready and room < min(MOST_LEASES, ahead // 2):
             return 0
-        return max((ahead - ready) // max(len(self._feeders), 1), 1)
+        return max(room // max(len(self._feeders), 1), 1)
 
     def is_open(self) -> bool:
         """Whether it takes any more."""

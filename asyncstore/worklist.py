@@ -198,7 +198,7 @@ class Worklist:
             return self._router.answers.refused(scripts.LEASE.name, rest[0].decode())
         if tag not in (b"leased", b"again"):
             return NotLeased(tag.decode(), rest)
-        token, attempt, first, through, through_id, diverged_at, *members = rest
+        token, attempt, first, through, through_id, diverged_at, members = rest
         position, lease, _, *timeline = own
         leased = Leased(
             wanted.aggregate,
@@ -213,6 +213,8 @@ class Worklist:
         )
         due = first if self.terms.types is None else None
         self._decode(leased, members, due)
+        if not through_id and leased.events:
+            leased.through_id = leased.events[-1]._hex_id()
         return leased
 
     def _decode(self, leased: Leased, members: Iterable[bytes], due: int | None) -> None:
