@@ -162,17 +162,16 @@ class Delivery:
 class Bundle:
     """Deliveries of several aggregates that are handled together, and acked in one go."""
 
-    __slots__ = ("_subscription", "deliveries")
+    __slots__ = ("_subscription", "deliveries", "events")
 
     def __init__(self, subscription: Settler, deliveries: list[Delivery]) -> None:
         self._subscription = subscription
         self.deliveries = deliveries
         """One of each aggregate; each can be acked or nacked by itself."""
-
-    @property
-    def events(self) -> list[RecordedEvent]:
+        self.events: list[RecordedEvent] = [
+            event for delivery in deliveries for event in delivery.events
+        ]
         """All events, those of an aggregate one after the other."""
-        return [event for delivery in self.deliveries for event in delivery.events]
 
     async def ack(self) -> None:
         """Ack all deliveries that were neither acked nor nacked.

@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import OrderedDict
-from itertools import chain
+from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from asyncstore.errors import (
@@ -107,8 +107,8 @@ class Pace:
 class Desk(Protocol):
     """The subscription, as its feeders know it."""
 
-    def share(self) -> int:
-        """Return how many aggregates a feeder may lease now."""
+    def share(self, asked: int) -> int:
+        """Return how many aggregates a feeder may lease now, which has asked for some already."""
 
     def is_open(self) -> bool:
         """Whether it takes any more."""
@@ -133,7 +133,11 @@ class Desk(Protocol):
 
 
 class Feeder:
-    """Looks for what a handler has to do on one server. `run` is its task."""
+    """Looks for what a handler has to do on one server. `run` is its task.
+
+    Leases are on their way while it goes on looking: the server is to have the next call when it is
+    through with one.
+    """
 
     def __init__(self, desk: Desk, name: str) -> None:
         self._desk = desk
@@ -142,8 +146,11 @@ class Feeder:
         self._due: OrderedDict[Aggregate, str | None] = OrderedDict()
         self._agenda: Agenda[Place] = Agenda()
         self._wake = asyncio.Event()
-        self._hurried: set[asyncio.Task[None]] = set()
+        self._leasing: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None  # of one of these
+        self._pause = _FIRST_PAUSE
         self._is_retired = False
+        self.asked = 0  # aggregates of which it is not known yet whether they are leased
         self.lacks_room = False
 
     def hear(self, aggregate: Aggregate) -> None:
@@ -152,18 +159,10 @@ class Feeder:
         By way of the task it would come some 40 microseconds later. If that fails it is among those
         that are due.
         """
-        if self._due or len(self._hurried) >= self._desk.share() or not self._desk.is_open():
+        if self._due or not self._desk.share(self.asked) or not self._desk.is_open():
             self.add(aggregate)
-            return
-        place = self._desk.place_of(aggregate)
-        task = asyncio.ensure_future(self._lease(place, [(aggregate, None)]))
-        self._hurried.add(task)
-        task.add_done_callback(self._hurry_ended)
-
-    def _hurry_ended(self, task: asyncio.Task[None]) -> None:
-        self._hurried.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._wake.set()
+        else:
+            self._begin_lease(self._desk.place_of(aggregate), [(aggregate, None)])
 
     def add(self, aggregate: Aggregate, holder: str | None = None) -> None:
         """Lease an aggregate soon, for the holder that may have it, if there is one."""
@@ -189,31 +188,29 @@ class Feeder:
         """Find work until the subscription ends."""
         try:
             await self._run()
-            await self._end_hurried()
+            await self._end_leasing()
         finally:
-            for task in self._hurried:
+            for task in self._leasing:
                 task.cancel()
-            await self._end_hurried()
+            await self._end_leasing()
 
-    async def _end_hurried(self) -> None:
-        if self._hurried:
-            await asyncio.wait(list(self._hurried))
+    async def _end_leasing(self) -> None:
+        if self._leasing:
+            await asyncio.wait(list(self._leasing))
 
     async def _run(self) -> None:
-        pause = _FIRST_PAUSE
         while self._desk.is_open() and not self._is_done():
             self._wake.clear()
             try:
                 await self._feed()
-                pause = _FIRST_PAUSE
             except StoreClosed:
                 raise
             except AsyncStoreError as error:
                 _log.warning("%s waits: %s", self._name, error, extra={HANDLER: self._name})
                 if not isinstance(error, _PASSING):
                     self._desk.fail(error)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
                 continue
             await self._wait()
 
@@ -221,25 +218,42 @@ class Feeder:
         return self._is_retired and not self._due and math.isinf(self._agenda.next_moment())
 
     async def _feed(self) -> None:
-        """Look where it is time, and lease as much as there is room for."""
-        room = self._desk.share()
+        """Lease as much as there is room for, and look where it is time."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        room = self._desk.share(self.asked)
+        self._begin_leases(room)
+        lacking = room - len(self._due)
+        if lacking > 0 and (places := self._agenda.take(_now(), lacking)):
+            # What is taken at one place is kept from other workers for a while.
+            await all_of(self._look(place, lacking // len(places)) for place in places)
+
+    def _begin_leases(self, room: int) -> None:
         chosen: dict[Place, list[_Chosen]] = {}
         for _ in range(min(room, len(self._due))):
             one = self._due.popitem(last=False)
             chosen.setdefault(self._desk.place_of(one[0]), []).append(one)
-        lacking = room - len(self._due)
-        places = self._agenda.take(_now(), lacking) if lacking > 0 else []
-        await all_of(
-            chain(
-                (
-                    self._lease(place, some[first : first + MOST_LEASES])
-                    for place, some in chosen.items()
-                    for first in range(0, len(some), MOST_LEASES)
-                ),
-                # What is taken at one place is kept from other workers for a while.
-                (self._look(place, lacking // len(places)) for place in places),
-            )
-        )
+        for place, some in chosen.items():
+            for first in range(0, len(some), MOST_LEASES):
+                self._begin_lease(place, some[first : first + MOST_LEASES])
+
+    def _begin_lease(self, place: Place, chosen: Sequence[_Chosen]) -> None:
+        task = asyncio.ensure_future(self._lease(place, chosen))
+        self._leasing.add(task)
+        self.asked += len(chosen)
+        task.add_done_callback(partial(self._lease_ended, len(chosen)))
+
+    def _lease_ended(self, count: int, task: asyncio.Task[None]) -> None:
+        self._leasing.discard(task)
+        self.asked -= count
+        if task.cancelled():
+            return
+        self._failure = task.exception() or self._failure
+        if task.exception() is None:
+            self._pause = _FIRST_PAUSE
+        if self._failure or self.lacks_room:
+            self._wake.set()
 
     async def _look(self, place: Place, most: int) -> None:
         """Take what is due at a place, and have what has changed there made due."""
@@ -276,7 +290,7 @@ class Feeder:
     async def _wait(self) -> None:
         """Wait until there is something to do."""
         moment = math.inf
-        self.lacks_room = not self._desk.share()
+        self.lacks_room = not self._desk.share(self.asked)
         if not self.lacks_room:
             if self._due:
                 return

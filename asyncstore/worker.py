@@ -307,7 +307,7 @@ class Worker:
         if all(taker.done() for taker in self._takers):
             self._kept.give_back()  # nobody is free here, somebody else may be
         for feeder in self._feeders.values():
-            if feeder.lacks_room and self.share():
+            if feeder.lacks_room and self.share(feeder.asked):
                 feeder.wake()
         return delivery
 
@@ -551,13 +551,17 @@ class Worker:
 
     # Finding work: what feeders call
 
-    def share(self) -> int:
-        """Return how many aggregates a feeder may lease now: none, or so many that a call pays."""
-        ahead, ready = self._pace.ahead, len(self._ready)
-        room = ahead - ready
-        if ready and room < min(MOST_LEASES, ahead // 2):
+    def share(self, asked: int) -> int:
+        """Return how many aggregates a feeder may lease now, which has asked for some already.
+
+        None, or so many that a call pays.
+        """
+        feeders, ready = max(len(self._feeders), 1), len(self._ready)
+        room = (self._pace.ahead - ready) // feeders - asked
+        is_supplied = bool(ready or asked)
+        if is_supplied and room < max(min(MOST_LEASES, self._pace.ahead // (2 * feeders)), 1):
             return 0
-        return max(room // max(len(self._feeders), 1), 1)
+        return max(room, 1)
 
     def is_open(self) -> bool:
         """Whether it takes any more."""

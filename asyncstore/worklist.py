@@ -221,7 +221,7 @@ class Worklist:
         for member in members:
             try:
                 event = event_of_member(leased.aggregate, leased.places, member)
-                if due is not None and event.sequence != due:
+                if due is not None and event._sequence != due:
                     raise codec.Undecodable("the event is missing, or at another place")
             except codec.Undecodable as error:
                 found = _SEQUENCE.match(member) if due is None else None
