@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import subprocess
@@ -16,7 +17,17 @@ import pytest
 import redis
 
 import asyncstore
-from asyncstore import ANY, NEW, Aggregate, RecordedEvent, Store, doorbell, embedded
+from asyncstore import (
+    ANY,
+    NEW,
+    Aggregate,
+    RecordedEvent,
+    Store,
+    UnexpectedReply,
+    doorbell,
+    embedded,
+)
+from asyncstore.keys import TYPES
 from tests.builders import numbered
 from tests.faults import preload
 from tests.faults.handling import CROWDS, Crowd, Workers, play_crowd, starved
@@ -26,7 +37,7 @@ from tests.faults.stage import SHORT
 from tests.faults.worker import HANDLER
 from tests.polling import eventually
 from tests.proxy import proxy_to
-from tests.servers import Server, redis_server
+from tests.servers import Server, as_user, redis_server
 
 VALKEY = str(embedded.find_binary())
 ROOTS, EVENTS, WORKERS, KILLS = 60, 30, 3, 8
@@ -221,6 +232,26 @@ async def test_handlers_wait_for_a_server_whose_memory_is_full(
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
+
+
+async def test_leases_that_are_refused_are_told_and_tried_again() -> None:
+    readable = [f"~test-1:{word}:*" for word in TYPES if word != "dead-letters"]
+    with redis_server(VALKEY) as server, redis.Redis.from_url(server.url) as admin:
+        async with asyncstore.open(as_user(server.url), key_prefix="test-1:") as store:
+            order = Aggregate("orders", "o")
+            async with asyncio.timeout(SECONDS), store.subscribe(HANDLER, "orders") as sub:
+                admin.execute_command("ACL", "SETUSER", "app", "resetkeys", *readable)
+                await store.events.append(order, numbered(1), expected=NEW)
+                for _ in range(3):
+                    with pytest.raises(UnexpectedReply, match="NOPERM"):
+                        await anext(sub)
+                admin.execute_command("ACL", "SETUSER", "app", "~test-1:*")
+                while True:
+                    with contextlib.suppress(UnexpectedReply):  # those that were refused before
+                        delivery = await anext(sub)
+                        break
+                assert (delivery.event.sequence, delivery.attempt) == (0, 1)
+                await delivery.ack()
 
 
 async def test_without_hearing_anything() -> None:
