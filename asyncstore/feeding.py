@@ -215,7 +215,8 @@ class Feeder:
             await self._wait()
 
     def _is_done(self) -> bool:
-        return self._is_retired and not self._due and math.isinf(self._agenda.next_moment())
+        is_idle = not self._due and not self._leasing and math.isinf(self._agenda.next_moment())
+        return self._is_retired and is_idle
 
     async def _feed(self) -> None:
         """Lease as much as there is room for, and look where it is time."""
@@ -228,6 +229,8 @@ class Feeder:
         if lacking > 0 and (places := self._agenda.take(_now(), lacking)):
             # What is taken at one place is kept from other workers for a while.
             await all_of(self._look(place, lacking // len(places)) for place in places)
+            if not self._leasing:
+                self._pause = _FIRST_PAUSE
 
     def _begin_leases(self, room: int) -> None:
         chosen: dict[Place, list[_Chosen]] = {}
@@ -252,7 +255,7 @@ class Feeder:
         self._failure = task.exception() or self._failure
         if task.exception() is None:
             self._pause = _FIRST_PAUSE
-        if self._failure or self.lacks_room:
+        if self._failure or self.lacks_room or self._is_retired:
             self._wake.set()
 
     async def _look(self, place: Place, most: int) -> None:

@@ -407,6 +407,7 @@ class TestTwice:
     async def test_a_cancelled_ack_that_was_carried_out_is_found_again(
         self, store: Store, order: Aggregate
     ) -> None:
+        await make_known(store, order)
         await store.events.append(order, numbered(1), expected=NEW)
         batch = effects()
         async with store.subscribe("manager", "orders") as sub:
@@ -417,6 +418,14 @@ class TestTwice:
                 await (await take(other)).ack(append=effects(3))  # works on the effect by now
                 assert await delivery.ack(append=batch) == Appended(1, 1)
         assert await store.events.next_sequence(order) == 5
+
+
+async def make_known(store: Store, order: Aggregate) -> None:
+    """Have the script on the server: who is cut off sends it no second time, with its source."""
+    place = Aggregate("known", order.root)
+    await store.events.append(place, numbered(1), expected=NEW)
+    async with store.subscribe("first", "known") as sub:
+        await (await take(sub)).ack(append=effects())
 
 
 async def cut_off(call: Awaitable[Any]) -> None:
