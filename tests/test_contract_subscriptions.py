@@ -43,7 +43,7 @@ from asyncstore import (
 from asyncstore.keys import ALL, Keys
 from asyncstore.progress import Subscriptions
 from asyncstore.registering import Registry
-from asyncstore.worklist import Leased, Terms, Worklist
+from asyncstore.worklist import Leased, Polled, Terms, Worklist
 from tests.builders import listed, numbered, roots_of_one_slot, sequences
 from tests.polling import eventually
 from tests.servers import Server, rewrite_member
@@ -759,17 +759,24 @@ class TestSharing:
         order: Aggregate,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        async def get_nowhere(*_: Any) -> list[bool]:
+        poll = Worklist.poll
+
+        async def get_nowhere(*_: Any) -> None:
             await asyncio.Event().wait()
-            return []
+
+        async def look(worklist: Worklist, most: int) -> Polled:
+            if any(worklist is one for one in slow._worker._worklists.values()):
+                await get_nowhere()  # each look keeps what is due from others for a moment
+            return await poll(worklist, most)
 
         await store.events.append(order, numbered(1), expected=NEW)
-        monkeypatch.setattr(Worklist, "renew", get_nowhere)
         async with (
             asyncstore.open(server.url, key_prefix=prefix) as own,
-            own.subscribe("projector", "orders", lease=0.2) as slow,
+            own.subscribe("projector", "orders", lease=0.2, close_timeout=0.1) as slow,
         ):
             await eventually(lambda: len(slow._worker._ready) == 1, "it has leased the event")
+            monkeypatch.setattr(Worklist, "renew", get_nowhere)
+            monkeypatch.setattr(Worklist, "poll", look)
             async with store.subscribe("projector", "orders") as other:
                 assert await handle(other, 1) == [(order.root, 0)]
             assert await nothing_comes(slow)
