@@ -96,12 +96,13 @@ class Pace:
     def __init__(self) -> None:
         self.ahead = _LEAST_AHEAD
 
-    def took(self, waited: float) -> None:
-        """Take notice of how many seconds an aggregate has waited for its handler."""
+    def took(self, waited: float) -> bool:
+        """Take notice of how many seconds an aggregate has waited; return whether that is long."""
         if waited > _LONG_WAIT:
             self.ahead = max(self.ahead // 2, _LEAST_AHEAD)
         elif waited < _SHORT_WAIT:
             self.ahead = min(self.ahead + 1, _MOST_AHEAD)
+        return waited > _LONG_WAIT
 
 
 class Desk(Protocol):

@@ -1,12 +1,18 @@
-"""Handlers of an application: functions that get events, and run until they are told to stop."""
+"""Handlers of an application: functions that get events, and run until they are told to stop.
+
+A handler has more tasks than functions may run at once: while one waits for the answer to its ack,
+another goes on with an event of another aggregate. So no ack has a task of its own, and each task
+does one thing after the other: take, handle, ack.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +30,7 @@ from asyncstore.errors import (
 from asyncstore.observing import ATTEMPT, ERROR, HANDLER, SEQUENCE, named
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from asyncstore.deliveries import Delivery
     from asyncstore.observing import Processing
@@ -36,6 +42,11 @@ _log = logging.getLogger(__name__)
 _FIRST_DELAY: Final = 0.1  # seconds before an event is tried again; doubled each time
 _LONGEST_DELAY: Final = 30.0
 _SETTLE_PAUSE: Final = 0.1
+
+# Events of a handler that may wait for the answers to their acks while as many functions as may are
+# running. They come again if the process dies. 8 were slower, 32 no faster; each has an idle task.
+_MOST_UNSETTLED: Final = 16
+_LONGEST_TURN: Final = 0.001  # seconds of the event loop in which functions begin, one by one
 
 Function = Callable[["RecordedEvent"], Awaitable[object]]
 
@@ -63,8 +74,9 @@ async def run(handlers: Sequence[Handler]) -> None:
             async with anyio.create_task_group() as working:
                 watching.start_soon(_stop_at_sigterm, subs, limit, working.cancel_scope)
                 for handler, sub in zip(handlers, subs, strict=True):
-                    for _ in range(handler.concurrency):
-                        working.start_soon(_work, handler, sub)
+                    slots = _Slots(handler.concurrency)
+                    for _ in range(handler.concurrency + _MOST_UNSETTLED):
+                        working.start_soon(_work, handler, sub, slots)
             watching.cancel_scope.cancel()
 
 
@@ -82,29 +94,75 @@ async def _stop_at_sigterm(
             working.cancel()
 
 
-async def _work(handler: Handler, sub: Subscription) -> None:
+class _Slots:
+    """Room for so many functions at once; those that only compute let others of the loop run.
+
+    Many tasks may come in one turn of the event loop, when the acks of all were answered together.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = asyncio.Semaphore(count)
+        self._turn_ends = 0.0  # by the clock of the event loop
+        self._is_turn_over = False
+
+    async def __aenter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() >= self._turn_ends:
+            if not self._is_turn_over:
+                self._is_turn_over = True
+                loop.call_soon(self._begin_turn, loop)  # before those who wait for it
+            await asyncio.sleep(0)
+        await self._free.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._free.release()
+
+    def _begin_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_turn_over = False
+        self._turn_ends = loop.time() + _LONGEST_TURN
+
+
+async def _work(handler: Handler, sub: Subscription, slots: _Slots) -> None:
     """Handle one event after the other until the subscription ends."""
     while True:
+        with ExitStack() as handling:
+            async with slots:
+                delivery = await _next(handler, sub)
+                if delivery is None:
+                    return
+                processing = handling.enter_context(_handling(sub, delivery))
+                say = await _call(handler, delivery, processing)
+            await _settle(handler, say)
+
+
+async def _next(handler: Handler, sub: Subscription) -> Delivery | None:
+    """Return the next delivery, None at the end."""
+    while True:
         try:
-            delivery = await anext(sub)
+            return await anext(sub)
         except StopAsyncIteration:
-            return
+            return None
         except StoreClosed:
             raise
         except AsyncStoreError as error:
             _log.error("%s: %s", handler.name, error, extra={HANDLER: handler.name})
-            continue
-        await _handle(handler, sub, delivery)
 
 
-async def _handle(handler: Handler, sub: Subscription, delivery: Delivery) -> None:
+@contextmanager
+def _handling(sub: Subscription, delivery: Delivery) -> Iterator[Processing]:
+    """Show a delivery being handled and settled; let it come again where that is broken off."""
     with delivery.observed() as processing:
-        await _handle_observed(handler, sub, delivery, processing)
+        try:
+            yield processing
+        except BaseException:
+            sub.give_up(delivery)
+            raise
 
 
-async def _handle_observed(
-    handler: Handler, sub: Subscription, delivery: Delivery, processing: Processing
-) -> None:
+async def _call(
+    handler: Handler, delivery: Delivery, processing: Processing
+) -> Callable[[], Awaitable[object]]:
+    """Call the function; return what is to be said of the event."""
     try:
         await handler.function(delivery.event)
     except Exception as error:
@@ -116,12 +174,8 @@ async def _handle_observed(
             handler.name, reason, delivery, delivery.attempt, exc_info=error,
             extra=_about(delivery, reason),
         )  # fmt: skip
-        await _settle(handler, partial(delivery.nack, delay=delay, reason=reason))
-    except BaseException:
-        sub.give_up(delivery)
-        raise
-    else:
-        await _settle(handler, delivery.ack)
+        return partial(delivery.nack, delay=delay, reason=reason)
+    return delivery.ack
 
 
 def _about(delivery: Delivery, reason: str) -> dict[str, Any]:

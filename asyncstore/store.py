@@ -298,8 +298,9 @@ class Store:
         """Return a decorator for an async function that gets the events of a handler.
 
         `run_handlers` runs it: up to `concurrency` events of different aggregates at once. Each is
-        acked when the function returns. If it raises, the event comes again after a pause that
-        grows from a tenth of a second to half a minute. The options are those of `subscribe`.
+        acked when the function returns, and while acks are under way, of at most 16 events more, it
+        is called with others. If it raises, the event comes again after a pause that grows from a
+        tenth of a second to half a minute. The options are those of `subscribe`.
 
             @store.handler("projector", "orders")
             async def project(event): ...

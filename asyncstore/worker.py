@@ -302,8 +302,8 @@ class Worker:
             self._router.tally.redeliveries[self.terms.handler] += 1
         held.delivery = weakref.ref(delivery)
         held.task = asyncio.current_task()
-        self._pace.took(_now() - held.offered)
-        self._give_back_surplus()
+        if self._pace.took(_now() - held.offered):
+            self._give_back_surplus()
         if all(taker.done() for taker in self._takers):
             self._kept.give_back()  # nobody is free here, somebody else may be
         for feeder in self._feeders.values():

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import asyncstore
-from asyncstore import ANY, NEW, Aggregate, Event, Store, embedded
+from asyncstore import ANY, NEW, Aggregate, Event, RecordedEvent, Store, embedded
 from asyncstore.appends import Appender
 from asyncstore.keys import Keys
 from benchmarks import machine
@@ -38,6 +38,13 @@ AGGREGATES, EVENTS = 7_500, 65_000
 DATA = {"text": "x" * 180}
 BATCH = 64
 IDLE, IDLE_SECONDS = 10, 10.0
+WAYS = {
+    "event": "an ack each event",
+    "handler": "@store.handler",
+    "batch": "an ack each batch",
+    "bundle": "an ack each bundle",
+}
+EACH = "event", "handler"  # ways in which a stream's consumer acks each event
 DOMAIN, STREAM, GROUP = "bench", "bench-stream", "workers"
 
 console = Console(highlight=False, width=120)
@@ -120,6 +127,8 @@ def _entry(root: int) -> dict[Any, Any]:
 
 
 async def store_catches_up(store: Store, handlers: int, how: str) -> float:
+    if how == "handler":
+        return await handler_catches_up(store, handlers)
     done, seen = asyncio.Event(), 0
 
     async def work() -> None:
@@ -142,6 +151,28 @@ async def store_catches_up(store: Store, handlers: int, how: str) -> float:
     return EVENTS / elapsed
 
 
+async def handler_catches_up(store: Store, concurrency: int) -> float:
+    """Return how many events a second a function of `store.handler` gets."""
+    done, seen = asyncio.Event(), 0
+
+    @store.handler(f"h{uuid.uuid4().hex}", DOMAIN, concurrency=concurrency, batch=BATCH)
+    async def handle(event: RecordedEvent) -> None:
+        nonlocal seen
+        assert event.data == DATA  # noqa: S101
+        seen += 1
+        if seen == EVENTS:
+            done.set()
+
+    started = time.perf_counter()
+    running = asyncio.create_task(store.run_handlers())
+    await done.wait()
+    elapsed = time.perf_counter() - started
+    running.cancel()
+    await asyncio.wait([running])
+    store._handlers.clear()  # the next one has another name
+    return EVENTS / elapsed
+
+
 async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, how: str) -> float:
     group = uuid.uuid4().hex
     await client.xgroup_create(STREAM + "-full", group, id="0")
@@ -151,7 +182,7 @@ async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, how: str
         while found := await client.xreadgroup(group, name, streams, count=BATCH):
             pages: Any = found
             entries = [entry for _, page in pages for entry in page]
-            for some in [[entry] for entry in entries] if how == "event" else [entries]:
+            for some in [[entry] for entry in entries] if how in EACH else [entries]:
                 for _, fields in some:
                     assert orjson.loads(fields[b"data"]) == DATA  # noqa: S101
                 await client.xack(STREAM + "-full", group, *(entry for entry, _ in some))
@@ -240,10 +271,10 @@ async def _rates(
     store: Store, client: redis.asyncio.Redis, rounds: int
 ) -> dict[str, dict[str, float]]:
     rates: Figures = defaultdict(list)
-    settings = [(handlers, how) for how in ("event", "batch", "bundle") for handlers in (1, 8)]
+    settings = [(handlers, how) for how in WAYS for handlers in (1, 8)]
     for _ in range(rounds):
         for handlers, how in settings:
-            name = f"{handlers} at once, an ack each {how}"
+            name = f"{handlers} at once, {WAYS[how]}"
             sides: list[tuple[str, Callable[..., Awaitable[float]], Any]] = [
                 ("asyncstore", store_catches_up, store),
                 ("streams", stream_catches_up, client),

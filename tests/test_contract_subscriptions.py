@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -38,6 +39,7 @@ from asyncstore import (
     Store,
     StoreClosed,
     Subscription,
+    running,
     worker,
 )
 from asyncstore.keys import ALL, Keys
@@ -1248,15 +1250,15 @@ class TestHandlers:
     async def test_functions_get_events(self, store: Store) -> None:
         places = await fill(store, 20, 5)
         seen: defaultdict[str, list[int]] = defaultdict(list)
-        running = most = 0
+        at_once = most = 0
 
         @store.handler("projector", "orders", concurrency=3, sweep=SOON)
         async def project(event: RecordedEvent) -> None:
-            nonlocal running, most
-            running += 1
-            most = max(most, running)
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
             await asyncio.sleep(0)
-            running -= 1
+            at_once -= 1
             seen[event.aggregate.root].append(event.sequence)
 
         @store.handler("counter", None)
@@ -1323,6 +1325,45 @@ class TestHandlers:
             await asyncio.gather(task, return_exceptions=True)
         async with store.subscribe("projector", "orders") as sub:
             assert [n for _, n in await handle(sub, 1)] == [0]
+
+    async def test_an_event_whose_lease_was_lost_comes_again(
+        self,
+        server: Server,
+        store: Store,
+        order: Aggregate,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        seen: list[int] = []
+
+        @store.handler("projector", "orders", concurrency=1, lease=0.3, sweep=SOON)
+        async def project(event: RecordedEvent) -> None:
+            if not seen:
+                with server.client() as client:
+                    client.delete(store._keys.lease("projector", order))
+            seen.append(event.sequence)
+
+        await store.events.append(order, numbered(2), expected=NEW)
+        task = asyncio.ensure_future(store.run_handlers())
+        await eventually(lambda: at(store, order, 1), "it goes on")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert seen == [0, 0, 1]
+        (record,) = [one for one in caplog.records if one.name == running.__name__]
+        assert record.getMessage() == str(LeaseLost("projector", order, 0))
+
+    async def test_the_error_of_an_ack_is_not_lost(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("a mistake in the driver")
+
+        store.handler("projector", "orders", sweep=SOON)(AsyncMock())
+        await fill(store, 20, 1)
+        monkeypatch.setattr(Worklist, "send_ack", fail)
+        async with asyncio.timeout(5):  # half of what leaving waits for what is in progress
+            with pytest.raises(ExceptionGroup) as found:
+                await store.run_handlers()
+        assert found.group_contains(RuntimeError, match="a mistake in the driver")
 
     def test_bad_options(self, store: Store) -> None:
         with pytest.raises(InvalidValue):

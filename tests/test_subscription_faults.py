@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,8 +30,10 @@ from asyncstore import (
     UnexpectedReply,
     doorbell,
     embedded,
+    running,
 )
 from asyncstore.keys import TYPES
+from asyncstore.testing import FaultProxy
 from tests.builders import numbered
 from tests.faults import preload
 from tests.faults.handling import CROWDS, Crowd, Workers, play_crowd, starved
@@ -42,6 +48,7 @@ from tests.servers import Server, as_user, redis_server
 VALKEY = str(embedded.find_binary())
 ROOTS, EVENTS, WORKERS, KILLS = 60, 30, 3, 8
 SECONDS = 60
+UNSETTLED = 4  # acks of a handler that may get no answer
 
 # The laws
 
@@ -224,14 +231,105 @@ async def test_handlers_wait_for_a_server_whose_memory_is_full(
             async def fill_up(event: RecordedEvent) -> None:
                 client.config_set("maxmemory", 1)
 
-            running = asyncio.ensure_future(store.run_handlers())
+            task = asyncio.ensure_future(store.run_handlers())
             await store.events.append(place, numbered(1), expected=NEW)
             await eventually(lambda: "can't settle an event yet" in caplog.text, "it waits")
             client.config_set("maxmemory", 0)
             await store.positions.wait(HANDLER, place, 0, timeout=SECONDS)
-            running.cancel()
+            task.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await running
+                await task
+
+
+@dataclass
+class Ahead:
+    """A handler that has gone on as far as it may while its acks get no answer."""
+
+    store: Store
+    proxy: FaultProxy
+    function: Callable[[], None]
+    seen: list[Aggregate] = field(default_factory=list)
+    running: asyncio.Task[None] = field(init=False)
+
+    async def handle(self, event: RecordedEvent) -> None:
+        self.function()
+        self.seen.append(event.aggregate)
+
+    async def turns(self) -> None:
+        """Give it time to do what it should not."""
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    async def is_recorded(self, place: Aggregate) -> bool:
+        return await self.store.positions.get(HANDLER, place) == 0
+
+
+@pytest.fixture
+async def ahead(
+    one_server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Ahead]:
+    monkeypatch.setattr(running, "_MOST_UNSETTLED", UNSETTLED)
+    async with (
+        asyncstore.open(one_server.url, key_prefix=prefix) as store,
+        proxy_to(Path(urlsplit(one_server.url).path)) as proxy,
+        asyncstore.open(proxy.url, key_prefix=prefix, timeout=0.5) as slow,
+    ):
+        for n in range(3 * UNSETTLED):
+            await store.events.append(Aggregate("orders", f"{n}"), numbered(2), expected=NEW)
+        ahead = Ahead(store, proxy, proxy.replies.hold)
+        slow.handler(HANDLER, "orders", concurrency=1)(ahead.handle)
+        ahead.running = asyncio.create_task(slow.run_handlers())
+        await eventually(lambda: len(ahead.seen) > UNSETTLED, "it goes on")
+        yield ahead
+        proxy.release()
+        ahead.running.cancel()
+        await asyncio.wait([ahead.running])
+
+
+async def test_so_much_is_handled_ahead_of_the_answers_to_acks(ahead: Ahead) -> None:
+    await ahead.turns()
+    assert len(ahead.seen) == len(set(ahead.seen)) == 1 + UNSETTLED
+
+
+async def test_functions_that_only_compute_let_others_run(ahead: Ahead) -> None:
+    turn, turns = 0, Counter[int]()
+
+    def compute() -> None:
+        turns[turn] += 1
+        ends = time.perf_counter() + 2 * running._LONGEST_TURN
+        while time.perf_counter() < ends:
+            pass
+
+    ahead.function = compute
+    ahead.proxy.release()  # all acks are answered in one turn of the event loop
+    async with asyncio.timeout(SECONDS):
+        while turns.total() < UNSETTLED:
+            turn += 1
+            await asyncio.sleep(0)
+    assert max(turns.values()) <= 2  # where the time of one turn ends, and that of the next begins
+
+
+async def test_handlers_that_are_stopped_wait_for_the_answers_to_acks(ahead: Ahead) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    await ahead.turns()
+    assert not ahead.running.done()
+    ahead.proxy.release()
+    async with asyncio.timeout(SECONDS):
+        await ahead.running
+    assert len(ahead.seen) == 1 + UNSETTLED
+    assert all([await ahead.is_recorded(place) for place in ahead.seen])
+
+
+async def test_handlers_that_are_cancelled_leave_no_ack_behind(
+    ahead: Ahead, caplog: pytest.LogCaptureFixture
+) -> None:
+    ahead.running.cancel()
+    async with asyncio.timeout(5):  # half of what leaving waits for what is in progress
+        with pytest.raises(asyncio.CancelledError):
+            await ahead.running
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+    assert not [task for task in asyncio.all_tasks() if running.__file__ in repr(task)]
 
 
 async def test_leases_that_are_refused_are_told_and_tried_again() -> None:
