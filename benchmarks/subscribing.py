@@ -19,8 +19,10 @@ import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
 
+import hiredis
 import orjson
 import redis.asyncio
 import typer
@@ -28,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import asyncstore
-from asyncstore import ANY, NEW, Aggregate, Event, RecordedEvent, Store, embedded
+from asyncstore import ANY, NEW, Aggregate, Event, RecordedEvent, Store, embedded, scripts
 from asyncstore.appends import Appender
 from asyncstore.keys import Keys
 from benchmarks import machine
@@ -194,6 +196,72 @@ async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, how: str
     return EVENTS / elapsed
 
 
+# What one handler that awaits each ack can't go beyond
+
+
+class Bare(asyncio.Protocol):
+    """A connection with nothing between its caller and the socket, for one call at a time."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what is written to."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand the reply to who waits for it."""
+        self._reader.feed(data)
+        if (reply := self._reader.gets()) is not False:
+            self._reply.set_result(reply)
+
+    async def call(self, *command: Any) -> Any:
+        """Send a command and return the reply to it."""
+        self._reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.transport.write(hiredis.pack_command(command))
+        return await self._reply
+
+
+async def bare_acks(url: str, count: int) -> float:
+    """Return how many acks a second our script takes that are sent one by one, and nothing else."""
+    loop = asyncio.get_running_loop()
+    path = urlsplit(url).path
+    transport, bare = await loop.create_unix_connection(Bare, path)
+    _, _, lease, _ = keys = [f"bare:{name}:{{x}}" for name in ("d", "p", "l", "e")]
+    await bare.call("DEL", *keys)
+    await bare.call("HSET", lease, "holder", "h", "until", 2**53)
+    sha = await bare.call("SCRIPT", "LOAD", scripts.ACK.source)
+    started = time.perf_counter()
+    for n in range(count):
+        reply = await bare.call("EVALSHA", sha, 4, *keys, "x", "h", n, uuid.uuid4().hex, n + 1, "")
+        assert reply == [b"ok"]  # noqa: S101
+    elapsed = time.perf_counter() - started
+    transport.close()
+    return count / elapsed
+
+
+async def lone_xacks(client: redis.asyncio.Redis, count: int) -> float:
+    """Return how many XACKs a second redis-py takes that are sent one by one, and nothing else."""
+    group = uuid.uuid4().hex
+    await client.xgroup_create(STREAM + "-full", group, id="0")
+    pages: Any = await client.xreadgroup(group, "one", {STREAM + "-full": ">"}, count=count)
+    started = time.perf_counter()
+    for entry, _ in pages[0][1]:
+        await client.xack(STREAM + "-full", group, entry)
+    elapsed = time.perf_counter() - started
+    await client.xgroup_destroy(STREAM + "-full", group)
+    return count / elapsed
+
+
+async def lone_acks(url: str, client: redis.asyncio.Redis, rounds: int) -> dict[str, float]:
+    """Return the rates of both."""
+    rates: Figures = defaultdict(list)
+    for _ in range(rounds):
+        rates["our script, bare socket"].append(await bare_acks(url, 5_000))
+        rates["XACK, redis-py"].append(await lone_xacks(client, 5_000))
+    return {side: statistics.median(found) for side, found in rates.items()}
+
+
 # What it costs to be there
 
 
@@ -251,7 +319,9 @@ async def idle_cost(store: Store, client: redis.asyncio.Redis, seconds: float) -
 # All of it
 
 
-async def measure(store: Store, client: redis.asyncio.Redis, rounds: int) -> dict[str, Any]:
+async def measure(
+    url: str, store: Store, client: redis.asyncio.Redis, rounds: int
+) -> dict[str, Any]:
     results: dict[str, Any] = {"cost_on_append": await append_cost(store, 4 * rounds)}
     delays: Figures = defaultdict(list)
     for _ in range(rounds):
@@ -263,6 +333,7 @@ async def measure(store: Store, client: redis.asyncio.Redis, rounds: int) -> dic
     }
     await fill(store, client)
     results["events_per_second"] = await _rates(store, client, rounds)
+    results["lone_acks_per_second"] = await lone_acks(url, client, 2 * rounds)
     results["idle"] = await idle_cost(store, client, IDLE_SECONDS)
     return results
 
@@ -297,6 +368,8 @@ def show(results: dict[str, Any]) -> None:
     for name, sides in results["events_per_second"].items():
         table.add_row(f"catch-up, {name}, events/s", *_cells(sides["asyncstore"], sides["streams"]))
     console.print(table)
+    for side, rate in results["lone_acks_per_second"].items():
+        console.print(f"one ack after the other and nothing else, {side}: {rate:,.0f}/s")
     for writers, ratio in results["cost_on_append"].items():
         console.print(f"appends that ring, {writers} at once: {ratio:.3f} × the time without")
     idle = results["idle"]
@@ -317,7 +390,7 @@ async def run(rounds: int) -> dict[str, Any]:
         asyncstore.open(url, key_prefix="subscribing:") as store,
         client_of(url) as client,
     ):
-        return {"server": await machine.server(client)} | await measure(store, client, rounds)
+        return {"server": await machine.server(client)} | await measure(url, store, client, rounds)
 
 
 def main(
