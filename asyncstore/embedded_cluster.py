@@ -562,14 +562,24 @@ async def _lines_to(nodes: Iterable[Node]) -> AsyncIterator[list[_Line]]:
     async with contextlib.AsyncExitStack() as stack:
         lines = []
         for node in nodes:
-            transport = Transport(node._home.url, str(node), _BOUNDS)
-            try:
-                await transport.open()
-            except StoreUnavailable as error:
-                raise _with_log(node, error) from None
+            transport = await _connected_to(node)
             stack.push_async_callback(transport.aclose)
             lines.append(_Line(node, transport))
         yield lines
+
+
+async def _connected_to(node: Node) -> Transport:
+    """Return a connection to a node, when it has loaded its data."""
+    while True:
+        transport = Transport(node._home.url, str(node), _BOUNDS)
+        try:
+            await transport.open()
+        except StoreUnavailable as error:
+            if NOT_NOW["LOADING"] not in error.why:
+                raise _with_log(node, error) from None
+        else:
+            return transport
+        await anyio.sleep(_POLL_SECONDS)
 
 
 async def _introduce(lines: Iterable[_Line], nodes: Iterable[Node]) -> None:

@@ -57,6 +57,14 @@ def of_cluster(cluster: Cluster) -> redis.RedisCluster:
     return redis.RedisCluster.from_url(cluster.urls[0], decode_responses=True)
 
 
+def is_loading(client: redis.Redis) -> bool:
+    try:
+        client.ping()
+    except redis.BusyLoadingError:
+        return True
+    return False
+
+
 def primaries(cluster: Cluster) -> list[Node]:
     return [node for node in cluster.nodes if node.is_primary]
 
@@ -271,6 +279,20 @@ class TestFaults:
                 await node.pause()
             started = time.monotonic()
         assert time.monotonic() - started < 30  # and not the minute that a server is given
+
+    async def test_a_node_that_loads_its_data_is_waited_for(self) -> None:
+        slowly = {"key-load-delay": "1000", "loading-process-events-interval-bytes": "1024"}
+        whole = {"repl-backlog-size": "16kb"}  # too little for what the replica is to have
+        async with quick(primaries=1, replicas=1, settings=slowly | whole) as cluster:
+            primary, replica = cluster.nodes
+            with client_of(primary) as client:
+                client.mset({f"{{x}}{n}": "x" * 100 for n in range(500)})
+            await replica.restart()
+            with client_of(replica) as client:
+                await eventually(lambda: is_loading(client), "it is loading")
+            await cluster.until_whole()
+            with client_of(replica) as client:
+                assert client.dbsize() == 500
 
     async def test_a_node_that_ended_by_itself_can_be_killed_stopped_and_restarted(self) -> None:
         async with quick(primaries=1, replicas=0) as cluster:
