@@ -14,7 +14,7 @@ import math
 import random
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from asyncstore.errors import (
     AsyncStoreError,
@@ -28,7 +28,7 @@ from asyncstore.sharing import all_of
 from asyncstore.values import Aggregate
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Coroutine, Hashable, Sequence
 
     from asyncstore.worklist import Worklist
 
@@ -123,8 +123,13 @@ class Desk(Protocol):
     def new_holder(self) -> str:
         """Return a name that no other lease has."""
 
-    async def lease(self, place: Place, wanted: Sequence[tuple[Aggregate, str]]) -> None:
-        """Lease aggregates of a place for holders, where there is something to do."""
+    def ask(
+        self, place: Place, wanted: Sequence[tuple[Aggregate, str]], *, at_once: bool
+    ) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Send for leases of a place; what is returned waits for them, and offers what there is.
+
+        At once, or with what else this turn of the event loop has to send.
+        """
 
     def place_of(self, aggregate: Aggregate) -> Place:
         """Return in which worklist an aggregate is."""
@@ -151,7 +156,8 @@ class Feeder:
         self._failure: BaseException | None = None  # of one of these
         self._pause = _FIRST_PAUSE
         self._is_retired = False
-        self.asked = 0  # aggregates of which it is not known yet whether they are leased
+        self._replaced = 0  # of those that were due, since it has looked for others
+        self._asked = 0  # aggregates of which it is not known yet whether they are leased
         self.lacks_room = False
 
     def hear(self, aggregate: Aggregate) -> None:
@@ -160,10 +166,10 @@ class Feeder:
         By way of the task it would come some 40 microseconds later. If that fails it is among those
         that are due.
         """
-        if self._due or not self._desk.share(self.asked) or not self._desk.is_open():
+        if self._due or not self._desk.share(self._asked) or not self._desk.is_open():
             self.add(aggregate)
         else:
-            self._begin_lease(self._desk.place_of(aggregate), [(aggregate, None)])
+            self._ask(self._desk.place_of(aggregate), [(aggregate, None)], at_once=False)
 
     def add(self, aggregate: Aggregate, holder: str | None = None) -> None:
         """Lease an aggregate soon, for the holder that may have it, if there is one."""
@@ -224,33 +230,53 @@ class Feeder:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        room = self._desk.share(self.asked)
-        self._begin_leases(room)
-        lacking = room - len(self._due)
+        room = self._desk.share(self._asked)
+        self._ask_for(room)
+        lacking, self._replaced = max(room, self._replaced) - len(self._due), 0
         if lacking > 0 and (places := self._agenda.take(_now(), lacking)):
             # What is taken at one place is kept from other workers for a while.
             await all_of(self._look(place, lacking // len(places)) for place in places)
             if not self._leasing:
                 self._pause = _FIRST_PAUSE
 
-    def _begin_leases(self, room: int) -> None:
+    def refill(self) -> None:
+        """Send for leases as there is room: the server is at it while others are handled."""
+        if self.lacks_room and (room := self._desk.share(self._asked)):
+            self._ask_for(room)
+            self._wake.set()
+
+    def _ask_for(self, room: int) -> None:
         chosen: dict[Place, list[_Chosen]] = {}
         for _ in range(min(room, len(self._due))):
             one = self._due.popitem(last=False)
             chosen.setdefault(self._desk.place_of(one[0]), []).append(one)
+            self._replaced += 1
         for place, some in chosen.items():
             for first in range(0, len(some), MOST_LEASES):
-                self._begin_lease(place, some[first : first + MOST_LEASES])
+                self._ask(place, some[first : first + MOST_LEASES], at_once=True)
 
-    def _begin_lease(self, place: Place, chosen: Sequence[_Chosen]) -> None:
-        task = asyncio.ensure_future(self._lease(place, chosen))
+    def _ask(self, place: Place, chosen: Sequence[_Chosen], *, at_once: bool) -> None:
+        wanted = [(one, holder or self._desk.new_holder()) for one, holder in chosen]
+        answer = self._desk.ask(place, wanted, at_once=at_once)
+        task = asyncio.ensure_future(self._take(wanted, answer))
         self._leasing.add(task)
-        self.asked += len(chosen)
+        self._asked += len(chosen)
         task.add_done_callback(partial(self._lease_ended, len(chosen)))
+
+    async def _take(
+        self,
+        wanted: Sequence[tuple[Aggregate, str]],
+        answer: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        try:
+            await answer()
+        except BaseException:
+            self._due.update(wanted)  # the leases may be ours all the same
+            raise
 
     def _lease_ended(self, count: int, task: asyncio.Task[None]) -> None:
         self._leasing.discard(task)
-        self.asked -= count
+        self._asked -= count
         if task.cancelled():
             return
         self._failure = task.exception() or self._failure
@@ -269,7 +295,7 @@ class Feeder:
         except BaseException:
             self._agenda.put(place, now)
             raise
-        self._take(worklist, polled.due)
+        self._note_due(worklist, polled.due)
         if is_behind:
             self._agenda.put(place, _FIRST)
         elif len(polled.due) == most:
@@ -277,24 +303,16 @@ class Feeder:
         elif polled.wait is not None:
             self._agenda.put(place, now + polled.wait)
 
-    def _take(self, worklist: Worklist, roots: Sequence[str]) -> None:
+    def _note_due(self, worklist: Worklist, roots: Sequence[str]) -> None:
         for root in roots:
             aggregate = Aggregate(worklist.domain, root, worklist.terms.edition)
             if not self._desk.is_held(aggregate):
                 self._due.setdefault(aggregate)
 
-    async def _lease(self, place: Place, chosen: Sequence[_Chosen]) -> None:
-        wanted = [(one, holder or self._desk.new_holder()) for one, holder in chosen]
-        try:
-            await self._desk.lease(place, wanted)
-        except BaseException:
-            self._due.update(wanted)  # the leases may be ours all the same
-            raise
-
     async def _wait(self) -> None:
         """Wait until there is something to do."""
         moment = math.inf
-        self.lacks_room = not self._desk.share(self.asked)
+        self.lacks_room = not self._desk.share(self._asked)
         if not self.lacks_room:
             if self._due:
                 return

@@ -196,14 +196,20 @@ class Router:
         keys: Sequence[str],
         arguments: Sequence[Argument],
         callers: Sequence[asyncio.Future[Reply]],
+        *,
+        at_once: bool = True,
     ) -> None:
-        """Run a script at once; the caller gets the reply as it came, each of many its part."""
+        """Run a script; the caller gets the reply as it came, each of many its part.
+
+        At once, or with what else this turn of the event loop has to send.
+        """
         slot = slot_of(keys[0]) if self._by_slot else None
         home = self.servers().node_of(slot).transport
         born, is_group = callers[0].get_loop().time(), len(callers) > 1
         request = script.request(keys, arguments, callers, born, is_group=is_group, slot=slot)
         home.send(request)
-        home.flush()
+        if at_once:
+            home.flush()
 
     async def read(self, form: Form, name: str, key: str | bytes, *arguments: Argument) -> Reply:
         """Send a command that changes nothing to the server that has its key."""

@@ -10,6 +10,7 @@ import logging
 import weakref
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -36,7 +37,7 @@ from asyncstore.values import Aggregate
 from asyncstore.worklist import GIVE_BACK, KEEP, NotLeased, Wanted, Worklist
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
     from contextlib import AbstractContextManager
 
     from asyncstore.doorbell import Change, Doorbell, Ring
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from asyncstore.sweeping import Sweeper
     from asyncstore.values import Appended
     from asyncstore.wire import Reply
-    from asyncstore.worklist import Known, Leased, Terms
+    from asyncstore.worklist import Asked, Known, Leased, Terms
     from asyncstore.writing import Effects, Writer
 
 _log = logging.getLogger(__name__)
@@ -307,8 +308,7 @@ class Worker:
         if all(taker.done() for taker in self._takers):
             self._kept.give_back()  # nobody is free here, somebody else may be
         for feeder in self._feeders.values():
-            if feeder.lacks_room and self.share(feeder.asked):
-                feeder.wake()
+            feeder.refill()
         return delivery
 
     def _offer(self, held: Held) -> None:
@@ -586,8 +586,10 @@ class Worker:
         """Return in which worklist an aggregate is."""
         return aggregate.domain, self._keys.tag_of(aggregate.root)
 
-    async def lease(self, place: Place, wanted: Sequence[tuple[Aggregate, str]]) -> None:
-        """Lease aggregates of a place for holders, where there is something to do."""
+    def ask(
+        self, place: Place, wanted: Sequence[tuple[Aggregate, str]], *, at_once: bool
+    ) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Send for leases of a place; what is returned waits for them, and offers what there is."""
         worklist, ends = self.worklist(place), _now() + self.terms.lease
         asked = [
             Wanted(aggregate, holder, self._memory.known(aggregate))
@@ -596,8 +598,11 @@ class Worker:
         ]
         helds = [Held(one.aggregate, worklist, ends) for one in asked]
         self._held.update((held.aggregate, held) for held in helds)
+        return partial(self._take_leases, helds, worklist, worklist.ask(asked, at_once=at_once))
+
+    async def _take_leases(self, helds: list[Held], worklist: Worklist, asked: Asked) -> None:
         try:
-            found = await worklist.lease(asked)
+            found = await worklist.leased(asked)
         except BaseException:
             for held in helds:
                 self._let_go(held, is_due=False)

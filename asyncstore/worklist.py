@@ -7,6 +7,7 @@ one step, so nothing is passed over whoever dies when, and a failover takes back
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,19 +16,17 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from asyncstore import codec, forms, scripts
 from asyncstore.acks import Acks
-from asyncstore.errors import CorruptEvent
+from asyncstore.errors import AsyncStoreError, CorruptEvent
 from asyncstore.names import MAIN
 from asyncstore.recorded import RecordedEvent, event_of_member
 from asyncstore.values import Aggregate
 from asyncstore.writing import Ack
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from asyncstore.doorbell import Change
-    from asyncstore.errors import AsyncStoreError
     from asyncstore.keys import Keys, Places
     from asyncstore.router import Router
     from asyncstore.values import Appended, Start
@@ -128,6 +127,15 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """Leases that were sent for, the keys of each, and what will be the answer."""
+
+    wanted: Sequence[Wanted]
+    own: list[list[str]]
+    reply: asyncio.Future[Reply]
+
+
+@dataclass(frozen=True, slots=True)
 class Worklist:
     """The work of one handler in one domain and edition, as far as it is under one tag."""
 
@@ -175,20 +183,32 @@ class Worklist:
             arguments += [root, "" if start is None else start]
         return await self._router.run(scripts.SWEEP, where, arguments)
 
-    async def lease(self, wanted: Sequence[Wanted]) -> list[Leased | NotLeased | AsyncStoreError]:
-        """Lease aggregates, and read what is to be done; what is wrong with one is its error."""
+    def ask(self, wanted: Sequence[Wanted], *, at_once: bool) -> Asked:
+        """Send for leases: at once, or with what else this turn of the event loop has to send."""
+        reply = asyncio.get_running_loop().create_future()
+        reply.add_done_callback(lambda done: done.cancelled() or done.exception())  # all may leave
         if not wanted:
-            return []
+            reply.set_result([])
+            return Asked(wanted, [], reply)
         own = [self._own_keys(one.aggregate) for one in wanted]
         where = list(chain([self._due(), self._dead_letters()], *own))
         types = self.terms.type_arguments()
         about = [*self.terms.lease_arguments(), len(own[0]), len(types), *types]
         for one in wanted:
             about += (one.aggregate.root, one.holder, *(one.known or ("", "")))
-        replies = await self._router.run(scripts.LEASE, where, about)
-        if len(replies) != len(wanted):
+        try:
+            self._router.send(scripts.LEASE, where, about, [reply], at_once=at_once)
+        except AsyncStoreError as error:
+            reply.set_exception(error)
+        return Asked(wanted, own, reply)
+
+    async def leased(self, asked: Asked) -> list[Leased | NotLeased | AsyncStoreError]:
+        """Return what was leased, with its events; what is wrong with one is its error."""
+        reply = await asked.reply
+        replies = self._router.answers.believed(reply, scripts.LEASE.name, scripts.LEASE.form)
+        if len(replies) != len(asked.wanted):
             raise self._router.answers.misfit(scripts.LEASE.name)
-        return list(map(self._leased, wanted, own, replies))
+        return list(map(self._leased, asked.wanted, asked.own, replies))
 
     def _leased(
         self, wanted: Wanted, own: list[str], reply: list[Reply]

@@ -92,7 +92,7 @@ class TestKept:
         async with store.subscribe("projector", "orders") as sub:
             await handle(store, sub, order, 2)
             assert is_kept(sub, order)
-            monkeypatch.setattr(Worklist, "lease", None)  # whoever calls it fails
+            monkeypatch.setattr(Worklist, "ask", None)  # whoever calls it fails
             await handle(store, sub, order, 3)
             await store.events.append(order, numbered(3), expected=5)
             async for delivery in sub.batches():
@@ -120,7 +120,7 @@ class TestKept:
         await store.events.append(order, numbered(1), expected=NEW)
         async with store.subscribe("projector", "orders") as sub:
             first = await take(sub)
-            monkeypatch.setattr(Worklist, "lease", None)
+            monkeypatch.setattr(Worklist, "ask", None)
             await store.events.append(order, numbered(2), expected=1)
             held = first._held
             await eventually(lambda: held.leased.through == 2, "it has heard of them")
