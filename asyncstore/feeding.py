@@ -236,7 +236,7 @@ class Feeder:
         if lacking > 0 and (places := self._agenda.take(_now(), lacking)):
             # What is taken at one place is kept from other workers for a while.
             await all_of(self._look(place, lacking // len(places)) for place in places)
-            if not self._leasing:
+            if not (self._leasing or self._failure):
                 self._pause = _FIRST_PAUSE
 
     def refill(self) -> None:

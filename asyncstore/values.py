@@ -85,10 +85,6 @@ class Aggregate:
         object.__setattr__(self, "root", check_root(text))
         object.__setattr__(self, "edition", check_edition(edition))
 
-    def __hash__(self) -> int:
-        # Few aggregates differ in nothing but the rest, and a str knows its hash.
-        return hash(self.root)
-
     def on(self, edition: str) -> Aggregate:
         """Return the same aggregate on another timeline."""
         return Aggregate(self.domain, self.root, edition)

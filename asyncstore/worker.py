@@ -94,6 +94,7 @@ class Worker:
         self.domains = Domains(domain, terms, means.registry, means.keys, self._look_now)
         self._worklists: dict[Place, Worklist] = {}
         self._feeders: dict[Node, Feeder] = {}
+        self._running_feeders: set[Feeder] = set()  # with those whose nodes have left
         self._held: dict[Aggregate, Held] = {}
         self._ready: deque[Held] = deque()  # with events that nobody has yet
         self._errors: deque[AsyncStoreError] = deque()  # to be raised where deliveries are taken
@@ -159,7 +160,7 @@ class Worker:
         """Deliver nothing more: those who take deliveries come to an end."""
         if self._state == "open":
             self._state = "closing"
-        for feeder in self._feeders.values():
+        for feeder in self._running_feeders:
             feeder.wake()
         for taker in self._takers:
             if not taker.done():
@@ -307,7 +308,7 @@ class Worker:
             self._give_back_surplus()
         if all(taker.done() for taker in self._takers):
             self._kept.give_back()  # nobody is free here, somebody else may be
-        for feeder in self._feeders.values():
+        for feeder in self._running_feeders:
             feeder.refill()
         return delivery
 
@@ -663,8 +664,15 @@ class Worker:
             for other in [other for other in self._feeders if other not in nodes]:
                 self._feeders.pop(other).retire()
             feeder = self._feeders[node] = Feeder(self, self.terms.handler)
-            self._start(feeder.run(), _FEEDER)
+            self._start(self._run(feeder), _FEEDER)
         return self._feeders[node]
+
+    async def _run(self, feeder: Feeder) -> None:
+        self._running_feeders.add(feeder)
+        try:
+            await feeder.run()
+        finally:
+            self._running_feeders.discard(feeder)
 
     # What the sweeper calls
 

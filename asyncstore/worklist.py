@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PAGE: Final = 200  # roots that are looked at in one call: less than a millisecond of the server
 _MOMENT: Final = 2_000_000  # microseconds in which those that are due can be leased
 _SEQUENCE: Final = re.compile(rb"\[(\d+),")
+_MISSING: Final = "the event is missing, or at another place"
 
 Known = tuple[int, str]
 """The sequence of an event and its id in hexadecimal."""
@@ -103,6 +104,11 @@ class Leased:
     events: deque[RecordedEvent] = field(default_factory=deque)
     bad: CorruptEvent | None = None
     bad_at: int = 0
+
+    def stop_at(self, sequence: int, why: str) -> None:
+        """Note that an event can't be read."""
+        self.bad = CorruptEvent(self.places.key_at(sequence), sequence, why)
+        self.bad_at = sequence
 
     def last_seen(self) -> Known:
         """Return the last event that was looked at."""
@@ -233,7 +239,7 @@ class Worklist:
         )
         due = first if self.terms.types is None else None
         self._decode(leased, members, due)
-        if not through_id and leased.events:
+        if leased.events and leased.events[-1]._sequence == through:
             leased.through_id = leased.events[-1]._hex_id()
         return leased
 
@@ -242,16 +248,16 @@ class Worklist:
             try:
                 event = event_of_member(leased.aggregate, leased.places, member)
                 if due is not None and event._sequence != due:
-                    raise codec.Undecodable("the event is missing, or at another place")
+                    raise codec.Undecodable(_MISSING)
             except codec.Undecodable as error:
                 found = _SEQUENCE.match(member) if due is None else None
-                at = int(found[1]) if found else due or 0
-                leased.bad = CorruptEvent(leased.places.key_at(at), at, str(error))
-                leased.bad_at = at
+                leased.stop_at(int(found[1]) if found else due or 0, str(error))
                 return
             leased.events.append(event)
             if due is not None:
                 due += 1
+        if due is not None and due <= leased.through and not leased.is_again:
+            leased.stop_at(due, _MISSING)
 
     def add_heard(self, leased: Leased, change: Change) -> bool:
         """Add events that a ring has brought to those that were leased, if they follow on them."""

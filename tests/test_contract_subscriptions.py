@@ -1124,6 +1124,53 @@ class TestDeadLetters:
         (letter,) = await listed(store.subscriptions.dead_letters("projector"))
         assert (letter.sequence, letter.attempts) == (0, 5)
 
+    async def test_a_hole_is_not_tried_for_ever(
+        self,
+        server: Server,
+        prefix: str,
+        store: Store,
+        order: Aggregate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(worker, "_CORRUPT_PAUSE", 0.0)
+        await store.events.append(order, numbered(4), expected=NEW)
+        with server.client() as client:
+            client.zremrangebyscore(Keys(prefix).events(order), 0, 0)
+        async with store.subscribe("projector", "orders", retries=4) as sub:
+            assert [n for _, n in await handle(sub, 2)] == [1, 2]
+        (letter,) = await listed(store.subscriptions.dead_letters("projector"))
+        assert (letter.sequence, letter.attempts) == (0, 5)
+
+    @pytest.mark.parametrize("hole", [1, 2])
+    async def test_a_hole_before_the_last_event_is_not_passed_over(
+        self, server: Server, prefix: str, store: Store, order: Aggregate, hole: int
+    ) -> None:
+        await store.events.append(order, numbered(1), expected=NEW)
+        async with store.subscribe("projector", "orders", retries=0) as sub:
+            await handle(sub, 1)
+        await store.events.append(order, numbered(hole + 1, 1), expected=1)
+        with server.client() as client:
+            client.zremrangebyscore(Keys(prefix).events(order), hole, hole)
+        async with store.subscribe("projector", "orders", retries=0) as sub:
+            await handle(sub, hole - 1)
+            await eventually(lambda: at(store, order, hole), "it goes on behind it")
+        (letter,) = await listed(store.subscriptions.dead_letters("projector"))
+        assert (letter.sequence, letter.reason) == (hole, "CorruptEvent")
+
+    async def test_a_hole_that_is_passed_over_is_no_other_event(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        others = [Event("Other", {}), Event("Other", {})]
+        await store.events.append(order, [*numbered(1), *others], expected=NEW)
+        with server.client() as client:
+            client.zremrangebyscore(Keys(prefix).events(order), 1, 1)
+        wanted = numbered(1)[0].type
+        async with store.subscribe("projector", "orders", types=[wanted]) as sub:
+            assert await handle(sub, 1) == [(order.root, 0)]
+        await store.events.append(order, numbered(1), expected=2)
+        async with store.subscribe("projector", "orders", types=[wanted]) as sub:
+            assert await handle(sub, 1) == [(order.root, 2)]
+
 
 class TestProgress:
     async def test_how_far_a_handler_is(self, store: Store) -> None:

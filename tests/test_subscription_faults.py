@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
+import math
 import os
 import random
 import signal
@@ -30,6 +32,7 @@ from asyncstore import (
     UnexpectedReply,
     doorbell,
     embedded,
+    feeding,
     running,
 )
 from asyncstore.keys import TYPES
@@ -341,8 +344,11 @@ async def test_leases_that_are_refused_are_told_and_tried_again() -> None:
                 admin.execute_command("ACL", "SETUSER", "app", "resetkeys", *readable)
                 await store.events.append(order, numbered(1), expected=NEW)
                 for _ in range(3):
+                    sub._worker._look_by(order, 0)  # which is granted, and no reason to hurry
                     with pytest.raises(UnexpectedReply, match="NOPERM"):
                         await anext(sub)
+                (feeder,) = sub._worker._feeders.values()
+                assert feeder._pause == 4 * feeding._FIRST_PAUSE
                 admin.execute_command("ACL", "SETUSER", "app", "~test-1:*")
                 while True:
                     with contextlib.suppress(UnexpectedReply):  # those that were refused before
@@ -350,6 +356,25 @@ async def test_leases_that_are_refused_are_told_and_tried_again() -> None:
                         break
                 assert (delivery.event.sequence, delivery.attempt) == (0, 1)
                 await delivery.ack()
+
+
+async def test_leaving_waits_for_no_later_look_at_a_server_that_has_left(
+    one_server: Server, prefix: str
+) -> None:
+    order = Aggregate("orders", "o")
+    async with asyncstore.open(one_server.url, key_prefix=prefix) as store:
+        async with store.subscribe(HANDLER, "orders", close_timeout=10) as sub:
+            sub._worker._look_by(order, 0)
+            ((node, feeder),) = sub._worker._feeders.items()
+            await eventually(lambda: math.isinf(feeder._agenda.next_moment()), "it has looked")
+            sub._worker._look_by(order, SECONDS)
+            del sub._worker._feeders[node]
+            sub._worker._feeders[copy.copy(node)] = feeder  # as of one that is none of the nodes
+            sub._worker._look_by(order, SECONDS)
+            assert feeder._is_retired
+            await eventually(lambda: not feeder._wake.is_set(), "it waits for that moment")
+            left = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - left < 5
 
 
 async def test_without_hearing_anything() -> None:

@@ -112,6 +112,13 @@ def test_aggregates_are_values() -> None:
         ORDER.domain = "carts"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("part", ["domain", "root", "edition"])
+def test_aggregates_that_differ_in_one_part_have_hashes_of_their_own(part: str) -> None:
+    parts = {"domain": "orders", "root": "settings", "edition": "main"}
+    places = [Aggregate(**{**parts, part: f"tenant-{n}"}) for n in range(100)]
+    assert len(set(map(hash, places))) == 100
+
+
 def test_ids_are_in_order_and_carry_their_time() -> None:
     before = datetime.now(UTC).timestamp()
     ids = [Event("Made", None).id for _ in range(5000)]

@@ -9,8 +9,8 @@
 --       then for each aggregate: root, holder: a name that no other lease has,
 --         the last sequence that the worker knows to be handled and the id there, or '' and ''
 -- Reply: for each aggregate
---        {'leased', token, how often the first event was handed out, first sequence that was looked
---         at, last one, the id there if that is no member, where the timeline has diverged or '',
+--        {'leased', token, how often the first event was handed out, its sequence, the last one that
+--         was looked at, the id there if that is no member, where the timeline has diverged or '',
 --         {member, ...}},
 --        {'again', the same} for a dead letter that is to be handled again,
 --        {'idle'} when there is nothing to do, {'more'} when only others were found so far, or those
@@ -100,7 +100,7 @@ local function lease_one(key, root, holder, known, known_id)
     return hold_back('regressed', known + 1, math.min(known, next_sequence))
   end
 
-  -- Returns what is handed out now: the members, and which sequences were looked at.
+  -- Returns what is handed out now: the members, the first sequence, and how far was looked.
   local function hand_out(tag, found, first, through, attempt)
     local members, id = {}, ''
     for place = 3, #found do
@@ -113,9 +113,8 @@ local function lease_one(key, root, holder, known, known_id)
     if not about.token then
       belong(handlers, attached, handler, root)
     end
-    local of = string.match(members[1] or '', '^%[(%d+),') or string.format('%.0f', first)
-    redis.call('HSET', lease, 'holder', holder, 'until', ends, 'token', token, 'of', of,
-      'tries', attempt)
+    redis.call('HSET', lease, 'holder', holder, 'until', ends, 'token', token,
+      'of', string.format('%.0f', first), 'tries', attempt)
     if attempt > 1 or about.waits then
       redis.call('HSET', lease, 'waits', attempt > 1 and '1' or '')
     end
@@ -167,18 +166,21 @@ local function lease_one(key, root, holder, known, known_id)
   bytes = bytes + page(found, parts, limit, false, is_wanted, first_chunk())
   events_read = events_read + #found - 2
   local through = found[1] == '' and next_sequence - 1 or tonumber(found[1])
-  if not found[3] then
-    return pass_over(through)
+  if count_of_types > 0 and not found[3] then
+    return pass_over(through) -- without types it would be a hole, for the client to complain about
   end
-  local first = tonumber(string.match(found[3], '^%[(%d+),') or at + 1)
+  -- Without types it is what comes next, also if that is missing and another was found.
+  local named = count_of_types > 0 and string.match(found[3], '^%[(%d+),')
+  local first = tonumber(named or at + 1)
   local attempt = attempt_at(first)
   if attempt > most_leases then
     -- Whoever had it has not even said that it failed.
     redis.call('SCARD', handlers) -- fails here, before the first write, if it is something else
-    bury(dead, root, first, id_of(found[3]), attempt - 1, now, EXHAUSTED)
+    bury(dead, root, first, id_of(member_at(events, main, diverged_at, first)), attempt - 1, now,
+      EXHAUSTED)
     return pass_over(first)
   end
-  return hand_out('leased', found, at + 1, through, attempt)
+  return hand_out('leased', found, first, through, attempt)
 end
 
 -- Does for an aggregate on main that the handler never had what lease_one would do, if one chunk holds
