@@ -1157,6 +1157,22 @@ class TestDeadLetters:
         (letter,) = await listed(store.subscriptions.dead_letters("projector"))
         assert (letter.sequence, letter.reason) == (hole, "CorruptEvent")
 
+    async def test_where_all_is_handled_there_is_no_hole(
+        self, server: Server, prefix: str, store: Store, order: Aggregate
+    ) -> None:
+        await store.events.append(order, numbered(1), expected=NEW)
+        async with store.subscribe("projector", "orders") as sub:
+            await handle(sub, 1)
+        keys = server.keys(prefix)
+        due = keys.due("projector", "orders", "main", keys.tag_of(order.root))
+        with server.client() as client:
+            client.zadd(due, {order.root: 0})
+            async with store.subscribe("projector", "orders") as sub:
+                sub._worker._look_by(order, 0)
+                await eventually(lambda: not client.exists(due), "it was looked at")
+                assert await nothing_comes(sub)
+                assert sub._worker._leases == 1
+
     async def test_a_hole_that_is_passed_over_is_no_other_event(
         self, server: Server, prefix: str, store: Store, order: Aggregate
     ) -> None:

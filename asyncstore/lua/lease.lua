@@ -166,8 +166,9 @@ local function lease_one(key, root, holder, known, known_id)
   bytes = bytes + page(found, parts, limit, false, is_wanted, first_chunk())
   events_read = events_read + #found - 2
   local through = found[1] == '' and next_sequence - 1 or tonumber(found[1])
-  if count_of_types > 0 and not found[3] then
-    return pass_over(through) -- without types it would be a hole, for the client to complain about
+  local is_hole = count_of_types == 0 and through > at -- for the client to complain about
+  if not found[3] and not is_hole then
+    return pass_over(through)
   end
   -- Without types it is what comes next, also if that is missing and another was found.
   local named = count_of_types > 0 and string.match(found[3], '^%[(%d+),')
