@@ -185,7 +185,8 @@ def _about(delivery: Delivery, reason: str) -> dict[str, Any]:
 
 
 async def _settle(handler: Handler, say: Callable[[], Awaitable[object]]) -> None:
-    """Say what became of an event, as long as that can be said."""
+    """Say what became of an event, as long as that can be said; warn of it once that it waits."""
+    level = logging.WARNING
     while True:
         try:
             await say()
@@ -193,12 +194,9 @@ async def _settle(handler: Handler, say: Callable[[], Awaitable[object]]) -> Non
             _log.warning("%s", error, extra={HANDLER: handler.name})
             return
         except (StoreUnavailable, OutcomeUnknown, StoreFull) as error:
-            _log.warning(
-                "%s can't settle an event yet: %s",
-                handler.name,
-                error,
-                extra={HANDLER: handler.name},
-            )
+            extra = {HANDLER: handler.name}
+            _log.log(level, "%s can't settle an event yet: %s", handler.name, error, extra=extra)
+            level = logging.DEBUG
             await anyio.sleep(_SETTLE_PAUSE)
         else:
             return

@@ -226,6 +226,11 @@ async def test_a_server_that_is_killed_and_comes_back() -> None:
 async def test_handlers_wait_for_a_server_whose_memory_is_full(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def said() -> list[str]:
+        waits = "can't settle an event yet"
+        return [record.levelname for record in caplog.records if waits in record.getMessage()]
+
+    caplog.set_level("DEBUG", "asyncstore.running")
     place = Aggregate("orders", "1")
     with redis_server(VALKEY) as server, redis.Redis.from_url(server.url) as client:
         async with asyncstore.open(server.url) as store:
@@ -236,7 +241,8 @@ async def test_handlers_wait_for_a_server_whose_memory_is_full(
 
             task = asyncio.ensure_future(store.run_handlers())
             await store.events.append(place, numbered(1), expected=NEW)
-            await eventually(lambda: "can't settle an event yet" in caplog.text, "it waits")
+            await eventually(lambda: len(said()) > 2, "it has tried again and again")
+            assert said() == ["WARNING"] + ["DEBUG"] * (len(said()) - 1)
             client.config_set("maxmemory", 0)
             await store.positions.wait(HANDLER, place, 0, timeout=SECONDS)
             task.cancel()
