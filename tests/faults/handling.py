@@ -18,7 +18,7 @@ import asyncstore
 from asyncstore import NEW, Aggregate, Event, Store
 from tests.faults.run import Row
 from tests.faults.stage import LONG, Size
-from tests.faults.worker import BUNDLES, EVENTS, HANDLER
+from tests.faults.worker import BUNDLES, EVENTS, HANDLER, LEASE
 from tests.polling import eventually
 from tests.servers import redis_server
 
@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent.parent
 WORKERS = 3
 PART = 5_000  # events in one append
 SLACK = 600  # events of a large one: what workers have in hand, also those that are killed
+LEASES = int(2e9 * LEASE)  # nanoseconds in which what a worker had is somebody else's
 LINE = 24  # bytes of a note, at least
 
 Line = tuple[int, str, str, int]
@@ -55,15 +56,20 @@ def wrong(lines: list[Line], last: dict[str, int]) -> list[str]:
 
 
 def starved(lines: list[Line], large: str, small: int) -> list[str]:
-    """What there is against a large aggregate that kept so many small ones waiting."""
-    seen: set[str] = set()
-    of_large = 0
-    for _, what, root, _ in sorted(lines):
+    """What there is against a large aggregate that kept so many small ones waiting.
+
+    Not what came while small ones waited for the end of a lease: that of a worker which was killed,
+    or did nothing. Meanwhile others had nothing but the large one.
+    """
+    first: dict[str, int] = {}
+    for moment, what, root, _ in sorted(lines):
         if what == "delivered":
-            of_large += root == large
-            seen.add(root)
-            if len(seen) == small + 1:
-                break
+            first.setdefault(root, moment)
+    all_had_theirs = max(first.values(), default=0) - LEASES
+    of_large = sum(
+        root == large and what == "delivered" and moment < all_had_theirs
+        for moment, what, root, _ in lines
+    )
     if of_large <= 2 * small + SLACK:
         return []
     return [f"{of_large} events of {large} came before {small} small aggregates had their turn"]
