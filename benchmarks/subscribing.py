@@ -11,13 +11,15 @@ many events of any as a consumer gets at once, which for a stream is the same. T
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import statistics
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
@@ -332,32 +334,33 @@ async def measure(
         for side, cuts in ((s, statistics.quantiles(d, n=100)) for s, d in delays.items())
     }
     await fill(store, client)
-    results["events_per_second"] = await _rates(store, client, rounds)
     results["lone_acks_per_second"] = await lone_acks(url, client, 2 * rounds)
     results["idle"] = await idle_cost(store, client, IDLE_SECONDS)
     return results
 
 
-async def _rates(
-    store: Store, client: redis.asyncio.Redis, rounds: int
-) -> dict[str, dict[str, float]]:
-    rates: Figures = defaultdict(list)
-    settings = [(handlers, how) for how in WAYS for handlers in (1, 8)]
+async def rates_of_catching_up(rounds: int) -> dict[str, dict[str, float]]:
+    """Return how many events a second each side has caught up with, by how it was done.
+
+    Each round has a server of its own: one with the positions of dozens of handlers is slower.
+    """
+    rates: defaultdict[str, Figures] = defaultdict(lambda: defaultdict(list))
     for _ in range(rounds):
-        for handlers, how in settings:
-            name = f"{handlers} at once, {WAYS[how]}"
-            sides: list[tuple[str, Callable[..., Awaitable[float]], Any]] = [
-                ("asyncstore", store_catches_up, store),
-                ("streams", stream_catches_up, client),
-            ]
-            random.shuffle(sides)
-            for side, catch_up, through in sides:
-                rates[f"{name}|{side}"].append(await catch_up(through, handlers, how))
-    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for key, values in rates.items():
-        name, side = key.split("|")
-        found[name][side] = statistics.median(values)
-    return dict(found)
+        async with opened() as (_, store, client):
+            await fill(store, client)
+            for handlers, how in itertools.product((1, 8), WAYS):
+                found = rates[f"{handlers} at once, {WAYS[how]}"]
+                sides: list[tuple[str, Callable[..., Awaitable[float]], Any]] = [
+                    ("asyncstore", store_catches_up, store),
+                    ("streams", stream_catches_up, client),
+                ]
+                random.shuffle(sides)
+                for side, catch_up, through in sides:
+                    found[side].append(await catch_up(through, handlers, how))
+    return {
+        name: {side: statistics.median(values) for side, values in found.items()}
+        for name, found in rates.items()
+    }
 
 
 def show(results: dict[str, Any]) -> None:
@@ -384,13 +387,23 @@ def _cells(ours: float, theirs: float) -> tuple[str, str, str]:
     return f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"
 
 
-async def run(rounds: int) -> dict[str, Any]:
+@asynccontextmanager
+async def opened() -> AsyncIterator[tuple[str, Store, redis.asyncio.Redis]]:
+    """Yield the URL of a new server, and what both sides have of it."""
     async with (
         embedded.running(None) as url,
         asyncstore.open(url, key_prefix="subscribing:") as store,
         client_of(url) as client,
     ):
-        return {"server": await machine.server(client)} | await measure(url, store, client, rounds)
+        yield url, store, client
+
+
+async def run(rounds: int) -> dict[str, Any]:
+    rates = await rates_of_catching_up(rounds)
+    async with opened() as (url, store, client):
+        results = {"server": await machine.server(client)}
+        results |= await measure(url, store, client, rounds)
+    return results | {"events_per_second": rates}
 
 
 def main(
