@@ -342,14 +342,16 @@ async def measure(
 async def rates_of_catching_up(rounds: int) -> dict[str, dict[str, float]]:
     """Return how many events a second each side has caught up with, by how it was done.
 
-    Each round has a server of its own: one with the positions of dozens of handlers is slower.
+    Each round has a server of its own, and another order: with each handler that has been there,
+    the server gets slower.
     """
-    rates: defaultdict[str, Figures] = defaultdict(lambda: defaultdict(list))
+    ways = list(itertools.product((1, 8), WAYS))
+    rates: dict[str, Figures] = {_name_of(*way): defaultdict(list) for way in ways}
     for _ in range(rounds):
         async with opened() as (_, store, client):
             await fill(store, client)
-            for handlers, how in itertools.product((1, 8), WAYS):
-                found = rates[f"{handlers} at once, {WAYS[how]}"]
+            for handlers, how in random.sample(ways, len(ways)):
+                found = rates[_name_of(handlers, how)]
                 sides: list[tuple[str, Callable[..., Awaitable[float]], Any]] = [
                     ("asyncstore", store_catches_up, store),
                     ("streams", stream_catches_up, client),
@@ -361,6 +363,10 @@ async def rates_of_catching_up(rounds: int) -> dict[str, dict[str, float]]:
         name: {side: statistics.median(values) for side, values in found.items()}
         for name, found in rates.items()
     }
+
+
+def _name_of(handlers: int, how: str) -> str:
+    return f"{handlers} at once, {WAYS[how]}"
 
 
 def show(results: dict[str, Any]) -> None:
