@@ -218,14 +218,15 @@ def test_the_figures_of_subscriptions_and_http_are_those_that_were_measured() ->
     ours, streams = (subscriptions["delay_us"][side]["p50"] for side in ("asyncstore", "streams"))
     assert f"{ours:.0f} µs where an aggregate is busy: {ours / streams:.2f} × a blocked" in text
     rates = subscriptions["events_per_second"]
-    one, eight, bundle, bundles = (
-        rates[f"{count} at once, an ack each {how}"]["asyncstore"]
-        / rates[f"{count} at once, an ack each {how}"]["streams"]
-        for how in ("event", "bundle")
+    handler, handlers, one, eight, bundle, bundles = (
+        rates[f"{count} at once, {way}"]["asyncstore"] / rates[f"{count} at once, {way}"]["streams"]
+        for way in ("@store.handler", "an ack each event", "an ack each bundle")
         for count in (1, 8)
     )
-    assert f"an ack each event {one:.2f} × Streams with one handler, {eight:.2f} × with 8; " in text
-    assert f"an ack each bundle {bundle:.2f} and {bundles:.2f} ×" in text
+    assert f"`@store.handler` {handler:.2f} × with one function at a time, " in text
+    assert f" {handlers:.2f} with 8, and an ack each event; " in text
+    assert f"a loop that awaits each ack {one:.2f} and {eight:.2f} ×; " in text
+    assert f"an ack each bundle of 64 {bundle:.2f} and {bundles:.2f} × |" in text
     rate, p99 = (
         {side: median(row[what] for row in rows) for side, rows in http.items()}
         for what in ("rate", "p99_ms")
