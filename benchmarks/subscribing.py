@@ -21,10 +21,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import hiredis
 import orjson
 import redis.asyncio
 import typer
@@ -36,7 +35,7 @@ from asyncstore import ANY, NEW, Aggregate, Event, RecordedEvent, Store, embedde
 from asyncstore.appends import Appender
 from asyncstore.keys import Keys
 from benchmarks import machine
-from benchmarks.sides import client_of
+from benchmarks.sides import BareWire, client_of
 
 AGGREGATES, EVENTS = 7_500, 65_000
 DATA = {"text": "x" * 180}
@@ -201,41 +200,19 @@ async def stream_catches_up(client: redis.asyncio.Redis, handlers: int, how: str
 # What one handler that awaits each ack can't go beyond
 
 
-class Bare(asyncio.Protocol):
-    """A connection with nothing between its caller and the socket, for one call at a time."""
-
-    def __init__(self) -> None:
-        self._reader = hiredis.Reader()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what is written to."""
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Hand the reply to who waits for it."""
-        self._reader.feed(data)
-        if (reply := self._reader.gets()) is not False:
-            self._reply.set_result(reply)
-
-    async def call(self, *command: Any) -> Any:
-        """Send a command and return the reply to it."""
-        self._reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.transport.write(hiredis.pack_command(command))
-        return await self._reply
-
-
 async def bare_acks(url: str, count: int) -> float:
     """Return how many acks a second our script takes that are sent one by one, and nothing else."""
     loop = asyncio.get_running_loop()
     path = urlsplit(url).path
-    transport, bare = await loop.create_unix_connection(Bare, path)
+    transport, bare = await loop.create_unix_connection(BareWire, path)
     _, _, lease, _ = keys = [f"bare:{name}:{{x}}" for name in ("d", "p", "l", "e")]
-    await bare.call("DEL", *keys)
-    await bare.call("HSET", lease, "holder", "h", "until", 2**53)
-    sha = await bare.call("SCRIPT", "LOAD", scripts.ACK.source)
+    await bare.call(("DEL", *keys))
+    await bare.call(("HSET", lease, "holder", "h", "until", 2**53))
+    sha = await bare.call(("SCRIPT", "LOAD", scripts.ACK.source))
     started = time.perf_counter()
     for n in range(count):
-        reply = await bare.call("EVALSHA", sha, 4, *keys, "x", "h", n, uuid.uuid4().hex, n + 1, "")
+        about = "x", "h", n, uuid.uuid4().hex, n + 1, ""
+        reply = await bare.call(("EVALSHA", sha, 4, *keys, *about))
         assert reply == [b"ok"]  # noqa: S101
     elapsed = time.perf_counter() - started
     transport.close()

@@ -75,10 +75,22 @@ def test_the_laws_can_be_broken(lines: list[Line], says: list[str]) -> None:
     assert all(part in text for part, text in zip(says, found, strict=True))
 
 
-@pytest.mark.parametrize(("before", "seconds", "is_seen"), [(3, 9, 0), (2000, 9, 1), (2000, 1, 0)])
-def test_who_starves_is_seen(before: int, seconds: int, is_seen: int) -> None:
+@pytest.mark.parametrize(
+    ("before", "seconds", "gone", "is_seen"),
+    [
+        (3, 9, "", 0),
+        (2000, 9, "", 1),
+        (2000, 0.5, "", 1),
+        (2000, 0.5, "killed", 0),
+        (2000, 0.5, "blocked", 0),
+        (2000, 9, "killed", 1),
+    ],
+)
+def test_who_starves_is_seen(before: int, seconds: float, gone: str, is_seen: int) -> None:
+    moment = int(seconds * 1e9)
     lines = [(n, "delivered", "large", n) for n in range(before)]
-    lines += [(seconds * 10**9 + n, "delivered", f"{n}", 0) for n in range(200)]
+    lines += [(moment, gone, "", 0)] if gone else []
+    lines += [(moment + n, "delivered", f"{n}", 0) for n in range(200)]
     assert len(starved(lines, "large", 200)) == is_seen
 
 

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ WORKERS = 3
 PART = 5_000  # events in one append
 SLACK = 600  # events of a large one: what workers have in hand, also those that are killed
 LEASES = int(2e9 * LEASE)  # nanoseconds in which what a worker had is somebody else's
+GONE = "killed", "blocked"  # what is noted of a worker whose leases nobody renews
 LINE = 24  # bytes of a note, at least
 
 Line = tuple[int, str, str, int]
@@ -43,6 +45,7 @@ def wrong(lines: list[Line], last: dict[str, int]) -> list[str]:
     for _, what, root, sequence in sorted(lines):
         if what == "acked":
             acked[root] = max(acked[root], sequence)
+        if what != "delivered":
             continue
         if sequence <= acked[root]:
             found.append(f"{root} {sequence} came again after its ack")
@@ -58,17 +61,18 @@ def wrong(lines: list[Line], last: dict[str, int]) -> list[str]:
 def starved(lines: list[Line], large: str, small: int) -> list[str]:
     """What there is against a large aggregate that kept so many small ones waiting.
 
-    Not what came while small ones waited for the end of a lease: that of a worker which was killed,
-    or did nothing. Meanwhile others had nothing but the large one.
+    If a worker was killed or blocked right before the last of them had its turn, others had nothing
+    but the large one until its leases had ended, and what came meanwhile is not counted.
     """
     first: dict[str, int] = {}
     for moment, what, root, _ in sorted(lines):
         if what == "delivered":
             first.setdefault(root, moment)
-    all_had_theirs = max(first.values(), default=0) - LEASES
+    last = max(first.values(), default=0)
+    if any(what in GONE and last - LEASES <= moment <= last for moment, what, _, _ in lines):
+        last -= LEASES
     of_large = sum(
-        root == large and what == "delivered" and moment < all_had_theirs
-        for moment, what, root, _ in lines
+        root == large and what == "delivered" and moment < last for moment, what, root, _ in lines
     )
     if of_large <= 2 * small + SLACK:
         return []
@@ -86,6 +90,7 @@ class Workers:
         self._how = how
         self._directory = directory
         self._started = 0
+        self._kills: list[Line] = []
         self.running: list[subprocess.Popen[bytes]] = []
 
     def start(self, environment: dict[str, str] | None = None) -> None:
@@ -101,6 +106,7 @@ class Workers:
 
     def kill(self, number: int) -> None:
         worker = self.running.pop(number)
+        self._kills.append((time.monotonic_ns(), "killed", "", 0))
         worker.kill()
         worker.wait()
 
@@ -114,7 +120,7 @@ class Workers:
         return sum(log.stat().st_size for log in logs) // LINE
 
     def lines(self) -> list[Line]:
-        found = []
+        found = list(self._kills)
         for log in self._directory.glob("worker-*.log"):
             for line in log.read_text().splitlines():
                 moment, what, root, sequence = line.split()

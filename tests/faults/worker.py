@@ -1,6 +1,7 @@
 """A worker of a handler in a process of its own, to be killed: python -m tests.faults.worker …
 
-Writes a line for each delivery and each ack that was answered: time, what it was, root, sequence.
+Writes a line for each delivery, each ack that was answered, and when it blocks its event loop:
+time, what it was, root, sequence.
 With a seed it also misbehaves now and then: refuses events, drops them, and blocks its event loop
 until its leases have ended.
 """
@@ -49,7 +50,7 @@ async def work(url: str, prefix: str, log: Path, manner: str, seed: str) -> None
                 for delivery in deliveries:
                     note("delivered", delivery)
                 try:
-                    if dice is not None and await is_mischief(sub, deliveries, dice):
+                    if dice is not None and await is_mischief(sub, deliveries, dice, note):
                         continue
                     await some.ack()
                 except (LeaseLost, StoreUnavailable, OutcomeUnknown):
@@ -62,7 +63,9 @@ def taken(sub: Subscription, manner: str) -> AsyncIterator[Delivery | Bundle]:
     return sub.bundles() if manner == BUNDLES else aiter(sub)
 
 
-async def is_mischief(sub: Subscription, deliveries: list[Delivery], dice: random.Random) -> bool:
+async def is_mischief(
+    sub: Subscription, deliveries: list[Delivery], dice: random.Random, note: Note
+) -> bool:
     """Whether something was done that should not be, and nothing more is to be done."""
     await asyncio.sleep(0)
     outcome = dice.random()
@@ -70,6 +73,7 @@ async def is_mischief(sub: Subscription, deliveries: list[Delivery], dice: rando
         await dice.choice(deliveries).nack(delay=dice.choice([0, 0.05]), reason="on purpose")
         return True
     if outcome < 0.012:
+        note("blocked", deliveries[0])
         time.sleep(1.3 * LEASE)  # noqa: ASYNC251 - it renews nothing meanwhile
     if outcome < 0.995:
         return False
