@@ -158,7 +158,7 @@ class Feeder:
         self._is_retired = False
         self._replaced = 0  # of those that were due, since it has looked for others
         self._asked = 0  # aggregates of which it is not known yet whether they are leased
-        self.lacks_room = False
+        self._lacks_room = False
 
     def hear(self, aggregate: Aggregate) -> None:
         """Lease an aggregate that has changed, at once if nothing waits before it.
@@ -241,7 +241,7 @@ class Feeder:
 
     def refill(self) -> None:
         """Send for leases as there is room: the server is at it while others are handled."""
-        if self.lacks_room and (room := self._desk.share(self._asked)):
+        if self._lacks_room and (room := self._desk.share(self._asked)):
             self._ask_for(room)
             self._wake.set()
 
@@ -282,7 +282,7 @@ class Feeder:
         self._failure = task.exception() or self._failure
         if task.exception() is None:
             self._pause = _FIRST_PAUSE
-        if self._failure or self.lacks_room or self._is_retired:
+        if self._failure or self._lacks_room or self._is_retired:
             self._wake.set()
 
     async def _look(self, place: Place, most: int) -> None:
@@ -312,8 +312,8 @@ class Feeder:
     async def _wait(self) -> None:
         """Wait until there is something to do."""
         moment = math.inf
-        self.lacks_room = not self._desk.share(self._asked)
-        if not self.lacks_room:
+        self._lacks_room = not self._desk.share(self._asked)
+        if not self._lacks_room:
             if self._due:
                 return
             moment = self._agenda.next_moment()
@@ -326,7 +326,7 @@ class Feeder:
         except TimeoutError:
             return
         finally:
-            self.lacks_room = False
+            self._lacks_room = False
 
 
 def _now() -> float:
